@@ -1,0 +1,172 @@
+"""The environment: users are decided one at a time; pure functions over an instance.
+
+An episode is one instance and has exactly N steps (padded steps are no-ops). Rewards telescope:
+their sum is score(final) - score(everybody denied). Deterministic given the instance.
+
+Orders:
+
+- ``arrival``   step t decides the t-th user to arrive; actions 0 (deny) and 1..M (grant in a batch)
+- ``sorted``    the same, users by falling best reduced gain of the empty assignment
+- ``adaptive``  each step picks a user and a batch, action user * M + batch, or stops (action N * M);
+                after a stop everybody left is denied
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Literal, get_args
+
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int
+
+from offload_jax import model
+from offload_jax.gains import reduced_gains
+from offload_jax.instance import Instance
+from offload_jax.segments import one_hot, pick
+from offload_jax.splits import SOLVERS, solver_named
+from offload_jax.types import DENY
+from offload_jax.value import fits, problem_of
+
+Order = Literal["arrival", "sorted", "adaptive"]
+Reward = Literal["dense", "terminal"]
+
+
+@dataclass(frozen=True)
+class EnvConfig:
+    """Static choices of the environment (hashable: a jit argument by value)."""
+
+    order: Order = "arrival"  # who is decided next
+    reward: Reward = (
+        "dense"  # dense: change of the score at each step; terminal: all of it at the end
+    )
+    solver: str = "native"  # solver of the split layer
+
+    def validate(self) -> None:
+        """Raises ValueError naming the field and the allowed values."""
+        allowed = {"order": get_args(Order), "reward": get_args(Reward), "solver": tuple(SOLVERS)}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value not in allowed[field.name]:
+                choices = ", ".join(allowed[field.name])
+                raise ValueError(f"env.{field.name} is {value!r}; must be one of {choices}")
+
+
+@struct.dataclass
+class State:
+    """A partial assignment with its optimal splits; undecided users count as denied."""
+
+    assignment: Int[Array, "users *batch"]  # 0..M
+    decided: Bool[Array, "users *batch"]
+    turn: Int[Array, "users *batch"]  # step at which the user is decided (arrival, sorted)
+    time: Int[Array, "*batch"]  # decisions made
+    stopped: Bool[Array, "*batch"]  # adaptive: everybody left is denied
+    load: Float[Array, "batches *batch"]  # images in each batch
+    split: Float[Array, "users *batch"]  # steps
+    price: Float[Array, "servers *batch"]  # s per GPU-second
+    gain: Float[Array, "*batch"]  # U_t - U_deny, s
+
+
+def reset(instance: Instance, env: EnvConfig = EnvConfig()) -> State:
+    """Nobody decided, everybody denied."""
+    number = jnp.zeros_like(instance.steps)
+    state = State(
+        assignment=jnp.zeros_like(instance.alpha, jnp.int32),
+        decided=~instance.mask,
+        turn=jnp.zeros_like(instance.alpha, jnp.int32),
+        time=number.astype(jnp.int32),
+        stopped=number.astype(bool),
+        load=jnp.zeros_like(instance.intercept),
+        split=jnp.broadcast_to(instance.steps, instance.alpha.shape),
+        price=jnp.zeros_like(instance.budget),
+        gain=number,
+    )
+    return replace(state, turn=_turns(instance, state, env))
+
+
+def step(
+    instance: Instance, state: State, action: Int[Array, "*batch"], env: EnvConfig = EnvConfig()
+) -> tuple[State, Float[Array, "*batch"]]:
+    """One decision, one solve. An illegal action denies (arrival, sorted) or does nothing (adaptive)."""
+    if env.order == "adaptive":
+        chosen, batch, stops = _adaptive_choice(instance, state, action)
+    else:
+        chosen = is_current(instance, state)
+        room = _room_for_current(instance, state)
+        batch = jnp.where(pick(action - 1, room.astype(jnp.float32)) > 0, action, DENY)
+        stops = jnp.zeros_like(state.stopped)
+    assignment = jnp.where(chosen, batch, state.assignment).astype(jnp.int32)
+    placed = model.place(instance, assignment)
+    solution = solver_named(env.solver)(problem_of(instance, placed))
+    gain = model.gain(instance, placed, solution.split)
+    following = replace(
+        state,
+        assignment=assignment,
+        decided=state.decided | chosen,
+        time=state.time + 1,
+        stopped=state.stopped | stops,
+        load=placed.load,
+        split=solution.split,
+        price=solution.price,
+        gain=gain,
+    )
+    if env.reward == "dense":
+        return following, model.score(instance, gain - state.gain)
+    last = following.time == instance.num_users
+    return following, jnp.where(last, model.score(instance, gain), 0)
+
+
+def num_actions(num_users: int, num_batches: int, env: EnvConfig) -> int:
+    """Size of the action mask: M + 1, or N M + 1 in adaptive order."""
+    return (num_users if env.order == "adaptive" else 1) * num_batches + 1
+
+
+def action_mask(
+    instance: Instance, state: State, env: EnvConfig = EnvConfig()
+) -> Bool[Array, "actions *batch"]:
+    """Legal actions. Deny and stop are always legal, and the only ones when nothing is left to decide."""
+    if env.order == "adaptive":
+        grants = _open_pairs(instance, state)
+        grants = grants.reshape(-1, *grants.shape[2:])
+        return jnp.concatenate([grants, jnp.ones_like(grants[:1])])
+    grants = _room_for_current(instance, state)
+    return jnp.concatenate([jnp.ones_like(grants[:1]), grants])
+
+
+def is_current(instance: Instance, state: State) -> Bool[Array, "users *batch"]:
+    """The user the next decision is about (arrival, sorted); nobody on padded steps."""
+    return (state.turn == state.time) & instance.mask
+
+
+def _room_for_current(instance: Instance, state: State) -> Bool[Array, "batches *batch"]:
+    """Whether the current user fits in each batch; False for all on padded steps."""
+    # A float sum: XLA's CPU backend vectorises those, and neither boolean nor integer ones.
+    demand = jnp.sum(jnp.where(is_current(instance, state), instance.demand, 0), axis=0)
+    return (demand > 0) & fits(instance, state.load + demand)
+
+
+def _open_pairs(instance: Instance, state: State) -> Bool[Array, "users batches *batch"]:
+    free = (~state.decided & ~state.stopped)[:, None]
+    return free & fits(instance, state.load + instance.demand[:, None])
+
+
+def _adaptive_choice(instance: Instance, state: State, action: Int[Array, "*batch"]):
+    """(which user is granted, in which batch, whether the episode stops) of an adaptive action."""
+    users, batches = instance.num_users, instance.num_batches
+    chosen = one_hot(action // batches, users)
+    wanted = one_hot(action % batches, batches)
+    legal = _open_pairs(instance, state) & chosen[:, None] & wanted
+    return jnp.any(legal, axis=1), action % batches + 1, action == users * batches
+
+
+def _turns(instance: Instance, state: State, env: EnvConfig) -> Int[Array, "users *batch"]:
+    if env.order == "arrival":
+        worth = instance.wait  # who waited longest came first
+    elif env.order == "sorted":
+        placed = model.place(instance, state.assignment)
+        worth = jnp.max(reduced_gains(instance, placed, state.split, state.price), axis=1)
+    else:
+        return state.turn
+    first = jnp.where(instance.mask, worth, -jnp.inf)
+    order = jnp.argsort(first, axis=0, descending=True, stable=True)
+    return jnp.argsort(order, axis=0).astype(jnp.int32)

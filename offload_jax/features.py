@@ -1,0 +1,173 @@
+"""What the policy sees, without units: scaling all times and alphas by one factor changes nothing.
+
+`describe` is computed once per instance and feeds the encoder; `observe` once per decision and
+feeds the light decoder. Both only read: splits and prices are the state's, nothing is solved again.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Bool, Float
+
+from offload_jax import model
+from offload_jax.env import EnvConfig, State, action_mask, is_current
+from offload_jax.gains import pair_gains, reply_gains
+from offload_jax.instance import Instance
+from offload_jax.segments import pick
+from offload_jax.types import Scalar
+
+# Loads at which a user's gain in a batch is shown to the encoder, as shares of what can fill it.
+LEVELS = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+
+@struct.dataclass
+class Description:
+    """An instance in dimensionless numbers."""
+
+    users: Float[Array, "users user_features *batch"]
+    batches: Float[Array, "batches batch_features *batch"]
+    pairs: Float[Array, "users batches pair_features *batch"]
+    mask: Bool[Array, "users *batch"]  # True for real users
+
+
+@struct.dataclass
+class Observation:
+    """One state in dimensionless numbers. `candidates` is 1 (arrival, sorted) or users (adaptive)."""
+
+    current: Float[Array, "users *batch"]  # 1 for the user to decide, all 0 in adaptive order
+    undecided: Float[Array, "users *batch"]  # 1 for real users still to be decided
+    granted: Float[Array, "users *batch"]  # 1 for granted users
+    pairs: Float[Array, "candidates batches step_features *batch"]
+    reduced: Float[Array, "candidates batches *batch"]  # reduced gain as a share of T l
+    overall: Float[Array, "state_features *batch"]
+    mask: Bool[Array, "actions *batch"]  # legal actions
+
+
+def local_time(instance: Instance) -> Scalar:
+    """Mean over real users of T l, the seconds of an all-local run: the unit of time here."""
+    total = jnp.sum(jnp.where(instance.mask, instance.local_step, 0), axis=0)
+    return instance.steps * total / model.num_real_users(instance)
+
+
+def describe(instance: Instance) -> Description:
+    """Everything about an instance that no decision changes."""
+    unit = local_time(instance)
+    steps, local = instance.steps, instance.steps * instance.local_step
+    demand = jnp.where(instance.mask, instance.demand, 0)
+    total_demand = jnp.sum(demand, axis=0)
+    mean_demand = total_demand / model.num_real_users(instance)
+    airtime = instance.payload / (instance.bandwidth * instance.spectral_efficiency)
+    users = [
+        jnp.log(local / unit),
+        instance.alpha / local,
+        instance.wait / unit,
+        jnp.log(instance.demand / mean_demand),
+        model.num_real_users(instance) * airtime / unit,
+        instance.split_min / steps,
+        instance.accuracy_local,
+    ]
+    own = model.own_slope(instance)
+    room = jnp.minimum(instance.capacity, total_demand)
+    all_work = steps * own * total_demand  # GPU-seconds if everybody ran every step here
+    budget = pick(
+        instance.server, jnp.where(jnp.isfinite(instance.budget), instance.budget, jnp.inf)
+    )
+    batches = [
+        jnp.log(own * mean_demand * steps / unit),
+        instance.intercept * steps / unit,
+        instance.capacity / jnp.maximum(total_demand, 1),
+        jnp.minimum(budget / all_work, 1),
+        jnp.broadcast_to(jnp.log(model.num_real_users(instance)), own.shape),
+    ]
+    levels = [_gain_at_level(instance, level * room, level) / local[:, None] for level in LEVELS]
+    floor, slope, centre = (
+        instance.accuracy_floor,
+        instance.accuracy_slope,
+        instance.accuracy_centre,
+    )
+    pairs = [*levels, floor, slope * steps / 10, centre / steps]
+    real = instance.mask
+    return Description(
+        users=jnp.where(real[:, None], jnp.stack(users, axis=1), 0),
+        batches=jnp.stack(batches, axis=1),
+        pairs=jnp.where(real[:, None, None], jnp.stack(pairs, axis=2), 0),
+        mask=real,
+    )
+
+
+def _gain_at_level(instance: Instance, load, level: float) -> Float[Array, "users batches *batch"]:
+    """A user's own gain (s) in each batch if the batches carried `load` images, budgets left out."""
+    own = model.own_slope(instance)
+    times = instance.intercept + own * load
+    count = level * model.num_real_users(instance)
+    return reply_gains(instance, times, jnp.zeros_like(times), count)
+
+
+def observe(instance: Instance, state: State, env: EnvConfig = EnvConfig()) -> Observation:
+    """Everything about a state that the next decision needs, reduced gains of all pairs included."""
+    unit, local = local_time(instance), instance.steps * instance.local_step
+    placed = model.place(instance, state.assignment)
+    gains = pair_gains(instance, placed, state.split, state.price)  # (users, batches)
+    undecided = (~state.decided & ~state.stopped).astype(gains.dtype)
+    granted = placed.granted.astype(gains.dtype)
+    adaptive = env.order == "adaptive"
+    current = is_current(instance, state).astype(gains.dtype) * (0.0 if adaptive else 1.0)
+
+    def candidates(x):
+        """All users, or the current one alone."""
+        if adaptive:
+            return x
+        chosen = current.reshape(
+            current.shape[0], *(1,) * (x.ndim - current.ndim), *current.shape[1:]
+        )
+        return jnp.sum(x * chosen, axis=0, keepdims=True)
+
+    demand = instance.demand
+    left = jnp.maximum(instance.capacity - state.load, 0)  # (batches,)
+    waiting = undecided * demand
+    gain, seconds, images = (
+        candidates(gains),
+        candidates(local[:, None]),
+        candidates(demand[:, None]),
+    )
+    one_run = jnp.maximum(seconds, jnp.finfo(seconds.dtype).tiny)
+    # Images that wait for the same batch and would gain more there, against the room that is left.
+    better = (gains[None] > gain[:, None]) & (gains[None] > 0)
+    ahead = jnp.sum(jnp.where(better, waiting[:, None], 0), axis=1) / (left + 1)
+    wanting = jnp.sum(jnp.where(gains > 0, waiting[:, None], 0), axis=0) / (left + 1)
+    hope = jnp.sum(jnp.maximum(gains, 0) * undecided[:, None], axis=0) / (
+        unit * model.num_real_users(instance)
+    )
+    step_share = placed.step_time * instance.steps / one_run
+    prices = jnp.log1p(pick(instance.server, state.price))
+    reduced = gain / one_run
+    shape = gain.shape
+    pairs = [
+        reduced,
+        gain / unit,
+        jnp.minimum(ahead, 4),
+        jnp.broadcast_to(jnp.minimum(wanting, 4), shape),
+        jnp.broadcast_to(hope, shape),
+        jnp.broadcast_to(state.load / jnp.maximum(instance.capacity, 1), shape),
+        jnp.broadcast_to(images / (left + 1), shape),
+        jnp.minimum(step_share, 4),
+        jnp.broadcast_to(prices, shape),
+    ]
+    real = model.num_real_users(instance)
+    overall = [
+        jnp.sum(undecided, axis=0) / real,
+        placed.num_granted / real,
+        state.gain / (unit * real),
+        jnp.sum(waiting, axis=0) / (jnp.sum(left, axis=0) + 1),
+        jnp.log(real),
+    ]
+    return Observation(
+        current=current,
+        undecided=undecided,
+        granted=granted,
+        pairs=jnp.stack(pairs, axis=2),
+        reduced=reduced,
+        overall=jnp.stack(overall),
+        mask=action_mask(instance, state, env),
+    )

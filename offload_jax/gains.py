@@ -1,0 +1,133 @@
+"""What granting one more user would gain: exactly, and to first order from the layer's prices."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from offload_jax import model
+from offload_jax.instance import Instance
+from offload_jax.model import Placement
+from offload_jax.segments import one_hot, pick
+from offload_jax.splits import SplitProblem, best_reply, solver_named
+from offload_jax.types import Assignment
+from offload_jax.value import fits, problem_of
+
+
+def reduced_gains(
+    instance: Instance,
+    placed: Placement,
+    split: Float[Array, "users *batch"],
+    price: Float[Array, "servers *batch"],
+) -> Float[Array, "users batches *batch"]:
+    """First-order gain (s) of also granting user i in batch k, for all pairs at once, no solve.
+
+    The user's best reply to the current step times and prices, less what it costs the others:
+    lambda_k seconds per image it adds to batch k, and kappa seconds of their time on the air.
+    Meant for denied users; minus infinity where the batch lacks capacity.
+    """
+    return jnp.where(
+        fits(instance, placed.load + instance.demand[:, None]),
+        pair_gains(instance, placed, split, price),
+        -jnp.inf,
+    )
+
+
+def pair_gains(
+    instance: Instance, placed: Placement, split, price
+) -> Float[Array, "users batches *batch"]:
+    """`reduced_gains` without the capacities: finite for every pair."""
+    edge_steps = jnp.where(placed.granted, instance.steps - split, 0)
+    # Congestion: sum over granted j of (T - n_j) X_{A_j k}, s per image in batch k.
+    in_batch = jnp.stack(
+        [
+            jnp.sum(jnp.where(placed.batch == k, edge_steps, 0), axis=0)
+            for k in range(instance.num_batches)
+        ]
+    )
+    congestion = jnp.sum(in_batch[:, None] * instance.interference, axis=0)
+    airtime = instance.payload / (instance.bandwidth * instance.spectral_efficiency)
+    radio = jnp.sum(jnp.where(placed.granted, airtime, 0), axis=0)
+    own = reply_gains(instance, placed.step_time, pick(instance.server, price), placed.num_granted)
+    return own - instance.demand[:, None] * congestion - radio
+
+
+def reply_gains(
+    instance: Instance,
+    step_time: Float[Array, "batches *batch"],
+    batch_price: Float[Array, "batches *batch"],
+    num_granted: Float[Array, "*batch"],
+) -> Float[Array, "users batches *batch"]:
+    """Each user's own gain (s) from joining each batch with its best split, all else unchanged.
+
+    `step_time` and `num_granted` are those before the user joins; budgets are paid at their price.
+    """
+    users, batches = instance.num_users, instance.num_batches
+    own = model.own_slope(instance)
+    rate = instance.demand[:, None] * own  # (users, batches)
+    saving = instance.local_step[:, None] - step_time - rate
+    local, floor = instance.accuracy_local[:, None], instance.accuracy_floor
+    slope, centre = instance.accuracy_slope, instance.accuracy_centre
+    amplitude = instance.alpha[:, None] * (local - floor)
+    amplitude = amplitude / jax.nn.sigmoid(slope * (instance.steps - centre))
+    lower = jnp.maximum(instance.split_min[:, None], centre)
+
+    def flat(x):
+        x = jnp.broadcast_to(x, (users, batches, *saving.shape[2:]))
+        return x.reshape(users * batches, *x.shape[2:])
+
+    problem = SplitProblem(
+        saving=flat(saving),
+        rate=flat(rate),
+        amplitude=flat(amplitude),
+        slope=flat(slope),
+        centre=flat(centre),
+        lower=flat(lower),
+        weight=flat(jnp.ones_like(saving)),
+        granted=flat(jnp.ones_like(saving, bool)),
+        server=flat(instance.server),
+        steps=instance.steps,
+        budget=instance.budget,
+    )
+    split = best_reply(problem, flat(batch_price)).reshape(saving.shape)
+    loss = model.accuracy_loss(instance.steps, split, local, floor, slope, centre)
+    saved = (instance.steps - split) * (saving - batch_price * rate)
+    air = model.transfer_time(
+        instance.payload, instance.spectral_efficiency, instance.bandwidth, num_granted + 1
+    )
+    return saved - instance.alpha[:, None] * loss - air[:, None]
+
+
+def exact_gains(
+    instance: Instance, assignment: Assignment, solver: str = "native"
+) -> Float[Array, "users batches *batch"]:
+    """Exact gain (s) of also granting user i in batch k, every other user kept, splits re-solved.
+
+    N M solves. Minus infinity where the batch lacks capacity or the user is granted or padded.
+    """
+    users, batches = instance.num_users, instance.num_batches
+    placed = model.place(instance, assignment)
+    now = gain_of(instance, assignment, solver)
+
+    def with_pair(pair):
+        chosen = one_hot(pair // batches, users).reshape(users, *(1,) * now.ndim)
+        return gain_of(instance, jnp.where(chosen, pair % batches + 1, assignment), solver)
+
+    gains = (
+        jax.lax.map(with_pair, jnp.arange(users * batches)).reshape(users, batches, *now.shape)
+        - now
+    )
+    open_ = (instance.mask & ~placed.granted)[:, None] & fits(
+        instance, placed.load + instance.demand[:, None]
+    )
+    return jnp.where(open_, gains, -jnp.inf)
+
+
+def gain_of(
+    instance: Instance, assignment: Assignment, solver: str = "native"
+) -> Float[Array, "*batch"]:
+    """U - U_deny (s) of an assignment with its optimal splits."""
+    placed = model.place(instance, assignment)
+    solution = solver_named(solver)(problem_of(instance, placed))
+    return model.gain(instance, placed, solution.split)

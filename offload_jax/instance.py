@@ -1,0 +1,195 @@
+"""One problem to decide: users, batches and servers as a JAX pytree."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int
+
+from offload_jax import schema
+
+
+@struct.dataclass
+class Instance:
+    """All numbers of one instance (symbols as in arXiv 2411.15781, generalised to M batches).
+
+    Users are padded to a common N so that instances can be stacked; `mask` marks the real ones.
+    Padded users take part in nothing: whatever their numbers are, no result changes.
+    """
+
+    steps: Float[Array, "*batch"]  # T, denoising steps of one run
+    bandwidth: Float[Array, "*batch"]  # B, Hz, shared equally by all granted users
+    local_step: Float[
+        Array, "users *batch"
+    ]  # l, s/step of the user's whole request on the own device
+    alpha: Float[Array, "users *batch"]  # s, worth of +1 accuracy in seconds of latency
+    wait: Float[Array, "users *batch"]  # w, s already waited when the batch starts
+    demand: Float[Array, "users *batch"]  # d, images in the request
+    payload: Float[Array, "users *batch"]  # z, bit, prompt up and intermediate latent down
+    spectral_efficiency: Float[Array, "users *batch"]  # eta, bit/s/Hz
+    split_min: Float[Array, "users *batch"]  # m, steps, smallest allowed split point
+    accuracy_local: Float[Array, "users *batch"]  # P, accuracy when everything runs locally
+    accuracy_floor: Float[Array, "users batches *batch"]  # f
+    accuracy_slope: Float[Array, "users batches *batch"]  # a, 1/step
+    accuracy_centre: Float[Array, "users batches *batch"]  # b, steps
+    intercept: Float[Array, "batches *batch"]  # h, s, fixed time of one step of a batch
+    capacity: Float[Array, "batches *batch"]  # C, images
+    server: Int[Array, "batches *batch"]  # g(k), the server that hosts the batch, from 0
+    interference: Float[Array, "batches batches *batch"]  # X_kl, s/image added to k per image in l
+    budget: Float[
+        Array, "servers *batch"
+    ]  # W, GPU-seconds of a server in this window; inf = no limit
+    mask: Bool[Array, "users *batch"]  # True for real users
+
+    @property
+    def num_users(self) -> int:
+        """N, padded users included."""
+        return self.local_step.shape[0]
+
+    @property
+    def num_batches(self) -> int:
+        return self.intercept.shape[0]
+
+    @property
+    def num_servers(self) -> int:
+        return self.budget.shape[0]
+
+
+# What a padded user is filled with: harmless numbers that keep every formula finite.
+_PADDING = {
+    "local_step": 1.0,
+    "demand": 1.0,
+    "spectral_efficiency": 1.0,
+    "accuracy_local": 1.0,
+    "accuracy_slope": 1.0,
+}
+_USER_FIELDS = (
+    "local_step",
+    "alpha",
+    "wait",
+    "demand",
+    "payload",
+    "spectral_efficiency",
+    "split_min",
+    "accuracy_local",
+    "accuracy_floor",
+    "accuracy_slope",
+    "accuracy_centre",
+)
+
+
+def from_record(record: schema.InstanceRecord) -> Instance:
+    """The record's numbers in JAX's default float type, without padding."""
+    floating = jnp.zeros(()).dtype
+    arrays = {
+        field.name: jnp.asarray(
+            getattr(record, field.name), jnp.int32 if field.name == "server" else floating
+        )
+        for field in fields(Instance)
+        if field.name != "mask"
+    }
+    return Instance(**arrays, mask=jnp.ones(arrays["alpha"].shape, bool))
+
+
+def to_record(instance: Instance, name: str = "instance") -> schema.InstanceRecord:
+    """The real users of one (unbatched) instance as a float64 record, checked against the domain."""
+    real = np.asarray(instance.mask)
+    values = {}
+    for field in fields(Instance):
+        if field.name == "mask":
+            continue
+        value = np.asarray(getattr(instance, field.name))
+        value = value[real] if field.name in _USER_FIELDS else value
+        values[field.name] = value.astype(np.int64 if field.name == "server" else np.float64)
+    record = schema.InstanceRecord(
+        **{**values, "steps": float(values["steps"]), "bandwidth": float(values["bandwidth"])},
+        name=name,
+        model=(None,) * instance.num_batches,
+        optimum=None,
+    )
+    schema.validate(record, name)
+    return record
+
+
+def load_instances(path: str | Path) -> list[Instance]:
+    """Reads one instance file (JSON, one object or an array).
+
+    Raises `SchemaError` with the path of the offending field, what is wrong and what is allowed.
+    """
+    return [from_record(record) for record in schema.read_instances(path)]
+
+
+def save_instances(
+    path: str | Path, instances: Sequence[Instance], names: Sequence[str] | None = None
+) -> None:
+    """Writes unbatched instances as one JSON file that `load_instances` reads back exactly."""
+    names = [f"instance-{i}" for i in range(len(instances))] if names is None else list(names)
+    if len(names) != len(instances):
+        raise ValueError(
+            f"names has {len(names)} entries; must have one per instance ({len(instances)})"
+        )
+    schema.write_instances(path, [to_record(i, n) for i, n in zip(instances, names, strict=True)])
+
+
+def stack(instances: Sequence[Instance]) -> Instance:
+    """Stacks instances of the same M and G, padding users to the largest N: the batch is the last axis."""
+    if not instances:
+        raise ValueError("instances is empty; must hold at least one instance")
+    shapes = {(i.num_batches, i.num_servers) for i in instances}
+    if len(shapes) > 1:
+        raise ValueError(
+            f"instances mix (batches, servers) {sorted(shapes)}; must all have the same"
+        )
+    width = max(i.num_users for i in instances)
+    padded = [pad_users(i, width) for i in instances]
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves, axis=-1), *padded)
+
+
+def pad_users(instance: Instance, num_users: int) -> Instance:
+    """The same (unbatched) instance with padded users appended up to `num_users`."""
+    extra = num_users - instance.num_users
+    if extra < 0:
+        raise ValueError(f"num_users is {num_users}; must be at least {instance.num_users}")
+    updates = {}
+    for name in _USER_FIELDS:
+        value = getattr(instance, name)
+        pad = [(0, extra)] + [(0, 0)] * (value.ndim - 1)
+        updates[name] = jnp.pad(value, pad, constant_values=_PADDING.get(name, 0.0))
+    return replace(instance, **updates, mask=jnp.pad(instance.mask, (0, extra)))
+
+
+def toy() -> tuple[Instance, np.ndarray, float]:
+    """Three users, two batches: (instance, optimal assignment, optimal objective), all by hand.
+
+    No worth of accuracy, so a granted user runs lo = 2 of T = 10 steps locally and gains
+    8 (l - s), s = 0.1 + 0.1 load. User 0 (2 images) fits only batch 1: 8 (1 - 0.3) = 5.6 s. User 1
+    takes batch 2: 8 (0.5 - 0.2) = 2.4 s. User 2 would lose anywhere. All local costs 16.5 s of latency.
+    """
+    instance = Instance(
+        steps=jnp.asarray(10.0),
+        bandwidth=jnp.asarray(1.0),
+        local_step=jnp.array([1.0, 0.5, 0.15]),
+        alpha=jnp.zeros(3),
+        wait=jnp.zeros(3),
+        demand=jnp.array([2.0, 1.0, 1.0]),
+        payload=jnp.zeros(3),
+        spectral_efficiency=jnp.ones(3),
+        split_min=jnp.full(3, 2.0),
+        accuracy_local=jnp.ones(3),
+        accuracy_floor=jnp.zeros((3, 2)),
+        accuracy_slope=jnp.ones((3, 2)),
+        accuracy_centre=jnp.full((3, 2), 2.0),
+        intercept=jnp.full(2, 0.1),
+        capacity=jnp.array([2.0, 1.0]),
+        server=jnp.zeros(2, jnp.int32),
+        interference=0.1 * jnp.eye(2),
+        budget=jnp.full(1, jnp.inf),
+        mask=jnp.ones(3, bool),
+    )
+    return instance, np.array([1, 2, 0], np.int32), -16.5 + 5.6 + 2.4

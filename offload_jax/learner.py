@@ -1,0 +1,242 @@
+"""The learner: sample instances, roll out, estimate advantages, update by PPO."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jaxtyping import Array, Float, Int
+
+from offload_jax import losses, model
+from offload_jax.env import EnvConfig, State, reset
+from offload_jax.features import describe, local_time, observe
+from offload_jax.instance import Instance
+from offload_jax.networks import ActorCritic, NetworkConfig
+from offload_jax.rollout import Transition, decode, encode, sample_action, unroll
+from offload_jax.scenario import Scenario
+from offload_jax.types import Key
+
+Baseline = Literal["shared", "critic"]
+
+
+@dataclass(frozen=True)
+class LearnerConfig:
+    """Settings of the learner."""
+
+    baseline: Baseline = "shared"  # shared: the other samples of the instance; critic: GAE
+    updates: int = 1000
+    instances: int = 128  # per update
+    samples: int = 16  # trajectories of each instance
+    epochs: int = 1  # passes over the samples of one update
+    minibatches: int = 2  # optimiser steps per pass, splitting the instances
+    learning_rate: float = 1e-3  # falls to 0 along a cosine
+    max_grad_norm: float = 1.0  # global norm
+    clip: float = 0.2  # of PPO's probability ratio
+    entropy: float = 0.01  # weight of the entropy bonus, falls to 0 linearly
+    value: float = 0.5  # weight of the critic's error (critic baseline only)
+    gae_decay: float = 1.0  # lambda of GAE (critic baseline only)
+
+    def validate(self) -> None:
+        """Raises ValueError naming the field and the allowed values."""
+        if self.baseline not in get_args(Baseline):
+            raise ValueError(
+                f"learner.baseline is {self.baseline!r}; must be one of {', '.join(get_args(Baseline))}"
+            )
+        for name in ("updates", "instances", "samples", "epochs", "minibatches"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"learner.{name} is {getattr(self, name)}; must be at least 1")
+        if self.instances % self.minibatches:
+            raise ValueError(
+                f"learner.minibatches is {self.minibatches}; must divide learner.instances ({self.instances})"
+            )
+        if self.baseline == "shared" and self.samples < 2:
+            raise ValueError(
+                "learner.samples is 1; must be at least 2 with learner.baseline shared, which compares samples"
+            )
+        for name in ("learning_rate", "max_grad_norm", "clip"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ValueError(
+                    f"learner.{name} is {getattr(self, name)}; must be finite and above 0"
+                )
+        for name in ("entropy", "value"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(
+                    f"learner.{name} is {getattr(self, name)}; must be finite and at least 0"
+                )
+        if not 0 <= self.gae_decay <= 1:
+            raise ValueError(f"learner.gae_decay is {self.gae_decay}; must be in 0..1")
+
+
+@struct.dataclass
+class LearnerState:
+    """Everything that training changes; a checkpoint holds exactly this."""
+
+    params: dict
+    optimizer: optax.OptState
+    key: Key
+    step: Int[Array, ""]  # updates made
+
+
+@struct.dataclass
+class Metrics:
+    """One update in numbers."""
+
+    score: Float[Array, ""]  # mean 0.1 U / N of the sampled trajectories
+    gain: Float[Array, ""]  # mean gain over all-local as a share of the all-local time
+    best_of_samples: Float[Array, ""]  # the same for the best sample of each instance
+    entropy: Float[Array, ""]  # nats per decision
+    loss: Float[Array, ""]
+    value_error: Float[Array, ""]
+    grad_norm: Float[Array, ""]  # global, before clipping
+
+
+@dataclass(frozen=True)
+class Learner:
+    """What is static in training: hashable, so that `update` is traced once."""
+
+    scenario: Scenario
+    env: EnvConfig
+    network: NetworkConfig
+    config: LearnerConfig
+
+    def module(self) -> ActorCritic:
+        return ActorCritic(self.network)
+
+    def optimizer(self) -> optax.GradientTransformation:
+        config = self.config
+        steps = config.updates * config.epochs * config.minibatches
+        rate = optax.cosine_decay_schedule(config.learning_rate, steps)
+        return optax.chain(optax.clip_by_global_norm(config.max_grad_norm), optax.adam(rate))
+
+
+def sample_instances(scenario: Scenario, key: Key, count: int) -> Instance:
+    """`count` fresh instances, the batch last."""
+    return jax.vmap(scenario.sample, out_axes=-1)(jax.random.split(key, count))
+
+
+def init(learner: Learner, key: Key) -> LearnerState:
+    """Fresh parameters, optimiser and key."""
+    instance_key, params_key, key = jax.random.split(key, 3)
+    instance = learner.scenario.sample(instance_key)
+    observation = observe(instance, reset(instance, learner.env), learner.env)
+    params = learner.module().init(params_key, describe(instance), observation)
+    optimizer = learner.optimizer().init(params)
+    return LearnerState(params=params, optimizer=optimizer, key=key, step=jnp.int32(0))
+
+
+def update(learner: Learner, state: LearnerState) -> tuple[LearnerState, Metrics]:
+    """One update: collect trajectories, estimate advantages, some passes of PPO."""
+    key, sample_key, roll_key, shuffle_key = jax.random.split(state.key, 4)
+    instances = sample_instances(learner.scenario, sample_key, learner.config.instances)
+    network = learner.module()
+    samples = learner.config.samples
+    final, batch = unroll(
+        network, state.params, instances, samples, roll_key, sample_action, learner.env
+    )
+    targets = advantages(learner, instances, final, batch)
+    state, parts = optimize(learner, state, instances, batch, targets, shuffle_key)
+    metrics = summarize(learner, instances, final, parts)
+    return replace(state, key=key, step=state.step + 1), metrics
+
+
+@struct.dataclass
+class Targets:
+    """What the loss pulls towards; leaves (steps, instances, samples)."""
+
+    advantage: Float[Array, "steps instances samples"]
+    value: Float[Array, "steps instances samples"]
+
+
+def advantages(learner: Learner, instances: Instance, final: State, batch: Transition) -> Targets:
+    """Whole-episode advantages, in units of what each instance has to gain."""
+    shape = batch.reward.shape[1:]
+    gains = final.gain.reshape(shape)
+    # An instance's best sample estimates its optimum, so advantages are differences of its gap.
+    floor = 0.01 * local_time(instances)[:, None]
+    scale = jnp.maximum(jnp.max(gains, axis=1, keepdims=True), floor)
+    if learner.config.baseline == "shared":
+        advantage = jax.vmap(losses.leave_one_out)(gains / scale)
+        advantage = jnp.broadcast_to(advantage, batch.reward.shape)
+        return Targets(advantage=advantage, value=jnp.zeros_like(advantage))
+    unit = 0.1 * local_time(instances)[:, None]  # the critic predicts returns in all-local times
+    over_streams = jax.vmap(
+        jax.vmap(losses.generalized_advantage, in_axes=(1, 1, None), out_axes=1),
+        in_axes=(1, 1, None),
+        out_axes=1,
+    )
+    raw = over_streams(batch.reward / unit, batch.value, learner.config.gae_decay)
+    users = model.num_real_users(instances)[:, None]
+    return Targets(advantage=raw * 10 * unit * users / scale, value=raw + batch.value)
+
+
+def optimize(learner: Learner, state: LearnerState, instances, batch, targets, key):
+    """`epochs` passes over the samples in `minibatches` steps each; returns the mean loss parts."""
+    config = learner.config
+    optimizer = learner.optimizer()
+    progress = state.step / config.updates
+
+    def step(carry, chosen):
+        params, opt_state = carry
+        take = lambda axis: lambda x: jnp.take(x, chosen, axis=axis)  # noqa: E731
+        picked = jax.tree.map(take(-1), instances)
+        part = jax.tree.map(take(1), (batch, targets))
+        (_, parts), grads = jax.value_and_grad(loss, argnums=1, has_aux=True)(
+            learner, params, picked, *part, progress
+        )
+        parts["grad_norm"] = optax.global_norm(grads)
+        changes, opt_state = optimizer.update(grads, opt_state, params)
+        return (optax.apply_updates(params, changes), opt_state), parts
+
+    def one_pass(carry, key):
+        order = jax.random.permutation(key, config.instances).reshape(config.minibatches, -1)
+        return jax.lax.scan(step, carry, order)
+
+    start = (state.params, state.optimizer)
+    (params, opt_state), parts = jax.lax.scan(one_pass, start, jax.random.split(key, config.epochs))
+    return replace(state, params=params, optimizer=opt_state), jax.tree.map(jnp.mean, parts)
+
+
+def loss(
+    learner: Learner, params, instances: Instance, batch: Transition, targets: Targets, progress
+):
+    """PPO's loss of recorded decisions under new parameters; the second result holds its parts."""
+    config, network = learner.config, learner.module()
+    encoding = encode(network, params, instances)
+    logits, values = jax.vmap(lambda seen: decode(network, params, encoding, seen))(
+        batch.observation
+    )
+    over_all = lambda f, *args: _map3(f)(*args)  # noqa: E731
+    log_ratio = over_all(losses.log_prob, logits, batch.action) - batch.log_prob
+    real = batch.real.astype(values.dtype)
+    count = jnp.maximum(jnp.sum(real), 1)
+    surrogate = losses.clipped_surrogate(log_ratio, targets.advantage, config.clip)
+    policy_loss = jnp.sum(surrogate * real) / count
+    entropy = jnp.sum(over_all(losses.entropy, logits) * real) / count
+    error = jnp.sum(losses.value_error(values, targets.value) * real) / count
+    total = policy_loss - config.entropy * (1 - progress) * entropy
+    if config.baseline == "critic":
+        total = total + config.value * error
+    return total, {"loss": total, "entropy": entropy, "value_error": error}
+
+
+def _map3(f):
+    """`f` on one stream, over the axes (steps, instances, samples)."""
+    return jax.vmap(jax.vmap(jax.vmap(f)))
+
+
+def summarize(learner: Learner, instances: Instance, final: State, parts) -> Metrics:
+    """The update's metrics."""
+    users = model.num_real_users(instances)
+    gains = final.gain.reshape(-1, learner.config.samples)
+    share = gains / (local_time(instances) * users)[:, None]
+    base = model.score(instances, model.objective_denied(instances))
+    return Metrics(
+        score=jnp.mean(base[:, None] + 0.1 * gains / users[:, None]),
+        gain=jnp.mean(share),
+        best_of_samples=jnp.mean(jnp.max(share, axis=1)),
+        **parts,
+    )

@@ -1,0 +1,61 @@
+"""The learner's equations, one per function, on one stream each; callers `vmap`."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from offload_jax.types import Scalar
+
+
+def leave_one_out(returns: Float[Array, "samples"]) -> Float[Array, "samples"]:
+    """Advantage of each trajectory over the mean of the others of the same instance.
+
+    R_p - mean_{q != p} R_q (Kool et al. 2019, "Buy 4 REINFORCE samples, get a baseline for free";
+    the shared baseline of POMO, Kwon et al. 2020, up to the factor P / (P - 1)).
+    """
+    samples = returns.shape[0]
+    return (returns - jnp.mean(returns)) * samples / (samples - 1)
+
+
+def generalized_advantage(
+    rewards: Float[Array, "steps"], values: Float[Array, "steps"], decay: Scalar | float
+) -> Float[Array, "steps"]:
+    """GAE(1, decay) of a whole episode that ends after the last step (Schulman et al. 2016).
+
+    `values` are the critic's at the states before each step. decay = 1 gives return minus value.
+    """
+    following = jnp.append(values[1:], 0.0)
+    errors = rewards + following - values
+
+    def accumulate(advantage, error):
+        advantage = error + decay * advantage
+        return advantage, advantage
+
+    _, advantages = jax.lax.scan(accumulate, jnp.zeros(()), errors, reverse=True)
+    return advantages
+
+
+def clipped_surrogate(log_ratio: Scalar, advantage: Scalar, clip: Scalar | float) -> Scalar:
+    """PPO's loss of one decision, -min(r A, clip(r, 1 - eps, 1 + eps) A) (Schulman et al. 2017)."""
+    ratio = jnp.exp(log_ratio)
+    return -jnp.minimum(ratio * advantage, jnp.clip(ratio, 1 - clip, 1 + clip) * advantage)
+
+
+def value_error(value: Scalar, target: Scalar) -> Scalar:
+    """Squared error of the critic, half of it."""
+    return 0.5 * (value - target) ** 2
+
+
+def entropy(logits: Float[Array, "actions"]) -> Scalar:
+    """Entropy (nats) of the policy at one state; illegal actions have logit minus infinity."""
+    legal = jnp.isfinite(logits)
+    log_probs = jnp.where(legal, jax.nn.log_softmax(logits), 0)
+    return -jnp.sum(jnp.where(legal, jnp.exp(log_probs) * log_probs, 0))
+
+
+def log_prob(logits: Float[Array, "actions"], action: Int[Array, ""]) -> Scalar:
+    """Log-probability of one action."""
+    taken: Bool[Array, "actions"] = jnp.arange(logits.shape[0]) == action
+    return jnp.sum(jnp.where(taken, jax.nn.log_softmax(logits), 0))

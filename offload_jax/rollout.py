@@ -1,0 +1,121 @@
+"""Whole episodes: a policy decides every user of many instances, several samples of each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int
+
+from offload_jax.env import EnvConfig, State, reset, step
+from offload_jax.features import Observation, describe, observe
+from offload_jax.instance import Instance
+from offload_jax.networks import ActorCritic, Encoding
+from offload_jax.types import Key
+
+# (logits with -inf at illegal actions, mask, key) -> action; all with leading batch axes.
+Chooser = Callable[[Float[Array, "*batch actions"], Key], Int[Array, "*batch"]]
+
+
+@struct.dataclass
+class Transition:
+    """One decision of each trajectory; `unroll` stacks them along a first axis ``steps``."""
+
+    observation: Observation  # leaves (instances, samples, ...)
+    action: Int[Array, "*steps instances samples"]
+    log_prob: Float[Array, "*steps instances samples"]  # of the action when it was taken
+    value: Float[Array, "*steps instances samples"]  # the critic's estimate of the return to go
+    reward: Float[Array, "*steps instances samples"]  # change of the score
+    real: Bool[Array, "*steps instances samples"]  # False on padded steps and after a stop
+
+
+def sample_action(logits: Float[Array, "*batch actions"], key: Key) -> Int[Array, "*batch"]:
+    """Samples by inverse CDF: one uniform per row, 6-10x faster than Gumbel noise on CPUs.
+
+    An action with logit minus infinity is never returned, whatever the rounding.
+    """
+    cumulative = jnp.cumsum(jax.nn.softmax(logits, axis=-1), axis=-1)
+    draw = jax.random.uniform(key, (*logits.shape[:-1], 1)) * cumulative[..., -1:]
+    action = jnp.sum(cumulative <= draw, axis=-1)
+    size = logits.shape[-1]
+    last_legal = size - 1 - jnp.argmax(jnp.isfinite(logits[..., ::-1]), axis=-1)
+    return jnp.minimum(action, last_legal)
+
+
+def greedy_action(logits: Float[Array, "*batch actions"], key: Key) -> Int[Array, "*batch"]:
+    """The most likely action."""
+    del key
+    return jnp.argmax(logits, axis=-1)
+
+
+def repeat(instances: Instance, samples: int) -> Instance:
+    """Each instance `samples` times in a row along the (last) batch axis."""
+    return jax.tree.map(lambda x: jnp.repeat(x, samples, axis=-1), instances)
+
+
+def split_samples(tree, samples: int):
+    """Batch-last leaves (..., instances * samples) to leading (instances, samples, ...)."""
+
+    def move(x):
+        x = x.reshape(*x.shape[:-1], -1, samples)
+        return jnp.moveaxis(x, (-2, -1), (0, 1))
+
+    return jax.tree.map(move, tree)
+
+
+def encode(network: ActorCritic, params, instances: Instance) -> Encoding:
+    """Encodes a batch of instances (batch last); leaves get a leading ``instances`` axis."""
+    description = jax.tree.map(lambda x: jnp.moveaxis(x, -1, 0), describe(instances))
+    return jax.vmap(lambda d: network.apply(params, d, method="encode"))(description)
+
+
+def decode(network: ActorCritic, params, encoding: Encoding, observation: Observation):
+    """Logits and values; encoding leaves (instances, ...), observation leaves (instances, samples, ...)."""
+
+    def one(encoded, observed):
+        return network.apply(params, encoded, observed, method="decode")
+
+    return jax.vmap(jax.vmap(one, in_axes=(None, 0)))(encoding, observation)
+
+
+def unroll(
+    network: ActorCritic,
+    params,
+    instances: Instance,
+    samples: int,
+    key: Key,
+    choose: Chooser,
+    env: EnvConfig,
+    record: bool = True,
+) -> tuple[State, Transition | None]:
+    """Decides `samples` trajectories of each instance (batch last), an episode each.
+
+    Returns the final state, its batch axis ``instances * samples``, and the transitions stacked
+    along a first axis ``steps`` (None unless `record`).
+    """
+    encoding = encode(network, params, instances)
+    repeated = repeat(instances, samples)
+
+    def decide(state: State, key: Key):
+        observation = split_samples(observe(repeated, state, env), samples)
+        logits, value = decode(network, params, encoding, observation)
+        action = choose(logits, key)
+        following, reward = step(repeated, state, action.reshape(-1), env)
+        if not record:
+            return following, None
+        taken = jax.nn.one_hot(action, logits.shape[-1], dtype=bool)
+        chosen = jnp.where(taken, jax.nn.log_softmax(logits), 0)
+        transition = Transition(
+            observation=observation,
+            action=action,
+            log_prob=jnp.sum(chosen, axis=-1),
+            value=value,
+            reward=reward.reshape(action.shape),
+            real=jnp.sum(observation.mask, axis=-1) > 1,
+        )
+        return following, transition
+
+    keys = jax.random.split(key, instances.num_users)
+    return jax.lax.scan(decide, reset(repeated, env), keys)

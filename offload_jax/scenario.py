@@ -1,0 +1,307 @@
+"""Distributions of instances: frozen ranges with units, checked before anything is sampled.
+
+`PaperScenario` is the single-batch scenario of arXiv 2411.15781 as its public reference
+implementation fixes it. `EdgeScenario` has several batches, cluster-wide models and servers with
+budgets. Sampling is pure, unbatched and jit-able: `jax.vmap(scenario.sample)(keys)`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from offload_jax.instance import Instance
+from offload_jax.types import Key
+
+Range = tuple[float, float]
+
+# Device profile published with the reference implementation: GPU classes, best to worst, as
+# (slope, intercept) in ms of one denoising step: a batch of b images takes slope * b + intercept.
+DEVICE_PROFILE_MS = (
+    (36.4604372881356, 13.766662146892603),
+    (54.34808898305086, 21.377998305084585),
+    (81.97367231638422, -8.380968361582118),
+    (103.89720254237291, 15.591554237287905),
+    (121.23045677966103, -1.084722033898572),
+    (195.74602499999997, -67.00936666666654),
+    (203.05215593220345, 3.775793220338527),
+    (240.7149, 29.257100000000005),
+    (174.45748305084751, 65.11335508474541),
+    (281.0391983050848, 14.823680508473668),
+    (344.0870694915255, -38.256000847458374),
+)
+
+
+@dataclass(frozen=True)
+class PaperScenario:
+    """One batch on one server without a budget (arXiv 2411.15781)."""
+
+    num_users: tuple[int, ...] = (4, 8, 12, 16, 20)  # N, each equally likely
+    edge_gpus: tuple[int, ...] = (
+        4,
+        8,
+        12,
+        16,
+    )  # E, each equally likely; divides the edge's step time
+    steps: int = 200  # T
+    split_min: int = 80  # steps
+    capacity: int = 18  # images
+    accuracy_slope: float = 0.0413  # a, 1/step
+    accuracy_centre: float = 71.44  # b, steps
+    payload: float = 4.4e6 + 216  # bit, latent down and prompt up
+    spectral_efficiency: float = 10.0  # bit/s/Hz
+    bandwidth: float = 100e6  # Hz
+    window: float = 1.0  # s, over which requests arrive before the batch starts
+
+    @property
+    def max_users(self) -> int:
+        return max(self.num_users)
+
+    @property
+    def num_batches(self) -> int:
+        return 1
+
+    def validate(self) -> None:
+        """Raises ValueError naming the field, what is wrong and what is allowed."""
+        _check_counts("num_users", self.num_users)
+        _check_counts("edge_gpus", self.edge_gpus)
+        _check_positive(self, "steps", "capacity", "accuracy_slope", "payload")
+        _check_positive(self, "spectral_efficiency", "bandwidth")
+        _check(self.window >= 0, "window", self.window, "at least 0 (s)")
+        _check(
+            0 <= self.split_min <= self.steps,
+            "split_min",
+            self.split_min,
+            f"0..{self.steps} (steps)",
+        )
+        limit = f"below steps ({self.steps})"
+        _check(self.accuracy_centre < self.steps, "accuracy_centre", self.accuracy_centre, limit)
+
+    def cells(self) -> dict[str, PaperScenario]:
+        """One scenario per (N, E), padded like the others only in its own N."""
+        return {
+            f"N{n}-E{e}": replace(self, num_users=(n,), edge_gpus=(e,))
+            for n in self.num_users
+            for e in self.edge_gpus
+        }
+
+    def sample(self, key: Key) -> Instance:
+        """One instance, its users padded to `max_users`, in order of arrival."""
+        width, steps = self.max_users, float(self.steps)
+        keys = jax.random.split(key, 5)
+        num_users = jax.random.choice(keys[0], jnp.array(self.num_users))
+        gpus = jax.random.choice(keys[1], jnp.array(self.edge_gpus)).astype(float)
+        mask = jnp.arange(width) < num_users
+
+        profile = jnp.array(DEVICE_PROFILE_MS) / 1e3
+        edge_slope, edge_intercept = profile[0] / gpus
+        # Classes from rows 3..10 with weights rising linearly from 1 to 2; the best devices come first.
+        weights = np.linspace(1.0, 2.0, len(DEVICE_PROFILE_MS) - 3)
+        ladder = jnp.array(np.cumsum(weights / weights.sum())[:-1])
+        classes = 3 + jnp.sum(jax.random.uniform(keys[2], (width, 1)) > ladder, axis=1)
+        classes = jnp.sort(jnp.where(mask, classes, len(DEVICE_PROFILE_MS)))
+        classes = jnp.minimum(classes, len(DEVICE_PROFILE_MS) - 1)
+        local_step = jnp.sum(profile[classes], axis=1)
+
+        arrival = jnp.sort(jnp.where(mask, jax.random.uniform(keys[3], (width,)), 1.0))
+        low = jnp.maximum((local_step - 20 * edge_slope - edge_intercept) / 0.01, 0)
+        high = 0.05 * jnp.maximum((local_step - edge_slope - edge_intercept) / 0.0002, 0)
+        alpha = low + (high - low) * jax.random.uniform(keys[4], (width,))
+
+        centre = self.accuracy_centre
+        accuracy_local = jax.nn.sigmoid(self.accuracy_slope * (steps - centre))
+        return Instance(
+            steps=jnp.asarray(steps),
+            bandwidth=jnp.asarray(self.bandwidth),
+            local_step=local_step,
+            alpha=jnp.where(mask, alpha, 0),
+            wait=jnp.where(mask, self.window * (1 - arrival), 0),
+            demand=jnp.ones(width),
+            payload=jnp.full(width, self.payload),
+            spectral_efficiency=jnp.full(width, self.spectral_efficiency),
+            split_min=jnp.full(width, float(self.split_min)),
+            accuracy_local=jnp.full(width, accuracy_local),
+            accuracy_floor=jnp.zeros((width, 1)),
+            accuracy_slope=jnp.full((width, 1), self.accuracy_slope),
+            accuracy_centre=jnp.full((width, 1), centre),
+            intercept=edge_intercept[None],
+            capacity=jnp.full(1, float(self.capacity)),
+            server=jnp.zeros(1, jnp.int32),
+            interference=edge_slope[None, None],
+            budget=jnp.full(1, jnp.inf),
+            mask=mask,
+        )
+
+
+@dataclass(frozen=True)
+class EdgeScenario:
+    """Several batches of several cluster-wide models on servers with budgets.
+
+    The numbers: A100 batch steps of 10 + 18 b ms (Stable Diffusion 1.5), consumer GPUs to phones at
+    0.05-0.8 s per step, accuracy that is flat and then falls in the share of steps run on a shared
+    model, more steeply and lower for dissimilar prompts.
+    """
+
+    num_users: tuple[int, ...] = tuple(range(8, 25))  # N, each equally likely
+    batches: int = 6  # M
+    servers: int = 3  # G
+    models: int = 3  # cluster-wide models, dealt to the batches in turn
+    steps: int = 50  # T
+    share: Range = (0.4, 1.0)  # part of an A100 that a server has for this
+    step_slope: float = 0.018  # s per image of one step on a whole A100
+    step_intercept: float = 0.010  # s per step on a whole A100
+    budget: float = 3.0  # GPU-seconds per server and window, inf = no limit
+    capacity_factor: float = (
+        8.0  # images; a batch holds max(floor(factor u), 4), u from the range below
+    )
+    capacity_share: Range = (0.6, 1.0)
+    demand: tuple[int, ...] = (1, 2, 4)  # images of a request
+    demand_weights: tuple[float, ...] = (0.6, 0.25, 0.15)
+    local_step: Range = (0.08, 0.8)  # s per step and image, log-uniform
+    alpha: Range = (0.15, 0.6)  # worth of accuracy as a share of T l
+    wait: Range = (0.0, 1.0)  # s
+    payload: float = 1e6  # bit per image
+    spectral_efficiency: Range = (3.0, 10.0)  # bit/s/Hz
+    bandwidth: float = 100e6  # Hz
+    similarity_home: Range = (0.4, 1.0)  # of a user's prompt to its home model
+    similarity_other: Range = (0.0, 0.5)
+    split_min_share: float = 0.3  # of T
+
+    @property
+    def max_users(self) -> int:
+        return max(self.num_users)
+
+    @property
+    def num_batches(self) -> int:
+        return self.batches
+
+    def validate(self) -> None:
+        """Raises ValueError naming the field, what is wrong and what is allowed."""
+        _check_counts("num_users", self.num_users)
+        _check_counts("demand", self.demand)
+        _check_positive(self, "batches", "servers", "models", "steps", "step_slope", "payload")
+        _check_positive(self, "bandwidth", "capacity_factor")
+        _check(
+            self.servers <= self.batches,
+            "servers",
+            self.servers,
+            f"at most batches ({self.batches})",
+        )
+        _check(
+            self.models <= self.batches, "models", self.models, f"at most batches ({self.batches})"
+        )
+        _check(self.step_intercept >= 0, "step_intercept", self.step_intercept, "at least 0 (s)")
+        _check(self.budget >= 0, "budget", self.budget, "at least 0 (GPU-seconds) or inf")
+        _check(0 <= self.split_min_share <= 1, "split_min_share", self.split_min_share, "in 0..1")
+        weights = self.demand_weights
+        good = len(weights) == len(self.demand) and min(weights) >= 0 and sum(weights) > 0
+        _check(good, "demand_weights", weights, f"{len(self.demand)} weights >= 0, not all 0")
+        for name in ("share", "local_step", "spectral_efficiency"):
+            _check_range(self, name, above=0.0)
+        for name in ("capacity_share", "alpha", "wait"):
+            _check_range(self, name)
+        for name in ("similarity_home", "similarity_other"):
+            _check_range(self, name, at_most=1.0)
+
+    def cells(self) -> dict[str, EdgeScenario]:
+        """One scenario per number of users."""
+        return {f"N{n}": replace(self, num_users=(n,)) for n in self.num_users}
+
+    def sample(self, key: Key) -> Instance:
+        """One instance, its users padded to `max_users`, in order of arrival."""
+        width, steps = self.max_users, float(self.steps)
+        keys = iter(jax.random.split(key, 12))
+        users, pairs = (width,), (width, self.models)
+        num_users = jax.random.choice(next(keys), jnp.array(self.num_users))
+        mask = jnp.arange(width) < num_users
+
+        server = np.arange(self.batches) * self.servers // self.batches
+        model = np.arange(self.batches) % self.models
+        share = _uniform(next(keys), (self.servers,), self.share)[server]
+        slope = self.step_slope / share
+        together = jnp.array(server[:, None] == server[None, :])
+        room = jnp.floor(
+            self.capacity_factor * _uniform(next(keys), (self.batches,), self.capacity_share)
+        )
+
+        weights = np.array(self.demand_weights) / sum(self.demand_weights)
+        demand = jax.random.choice(
+            next(keys), jnp.array(self.demand, float), users, p=jnp.array(weights)
+        )
+        per_image = jnp.exp(_uniform(next(keys), users, tuple(np.log(self.local_step))))
+        local_step = demand * per_image
+        alpha = _uniform(next(keys), users, self.alpha) * steps * local_step
+        wait = jnp.where(mask, _uniform(next(keys), users, self.wait), -1.0)
+
+        home = jax.random.randint(next(keys), users, 0, self.models)
+        at_home = home[:, None] == jnp.arange(self.models)
+        near = _uniform(next(keys), pairs, self.similarity_home)
+        far = _uniform(next(keys), pairs, self.similarity_other)
+        similarity = jnp.where(at_home, near, far)[:, model]
+        return Instance(
+            steps=jnp.asarray(steps),
+            bandwidth=jnp.asarray(self.bandwidth),
+            local_step=local_step,
+            alpha=jnp.where(mask, alpha, 0),
+            wait=jnp.maximum(-jnp.sort(-wait), 0),
+            demand=demand,
+            payload=self.payload * demand,
+            spectral_efficiency=_uniform(next(keys), users, self.spectral_efficiency),
+            split_min=jnp.full(width, self.split_min_share * steps),
+            accuracy_local=jnp.ones(width),
+            accuracy_floor=0.05 + 0.5 * similarity,
+            accuracy_slope=jnp.full((width, self.batches), 8.3 / steps),
+            accuracy_centre=(0.62 - 0.28 * similarity) * steps,
+            intercept=self.step_intercept / share,
+            capacity=jnp.maximum(room, 4),
+            server=jnp.array(server, jnp.int32),
+            interference=jnp.where(together, slope[None, :], 0),
+            budget=jnp.full(self.servers, self.budget),
+            mask=mask,
+        )
+
+
+Scenario = PaperScenario | EdgeScenario
+
+PRESETS: dict[str, Scenario] = {
+    "paper": PaperScenario(),
+    "edge": EdgeScenario(),
+    "edge_large": EdgeScenario(num_users=tuple(range(50, 101)), batches=16, servers=8, models=4),
+}
+
+
+def sample(scenario: Scenario, key: Key) -> Instance:
+    """One instance of a scenario; unbatched and pure, `jax.vmap` over keys for many."""
+    return scenario.sample(key)
+
+
+def _uniform(key: Key, shape: tuple[int, ...], bounds: Range):
+    return jax.random.uniform(key, shape, minval=bounds[0], maxval=bounds[1])
+
+
+def _check(good: bool, name: str, value, allowed: str) -> None:
+    if not good:
+        raise ValueError(f"scenario.{name} is {value}; must be {allowed}")
+
+
+def _check_positive(scenario, *names: str) -> None:
+    for name in names:
+        value = getattr(scenario, name)
+        _check(bool(value > 0 and np.isfinite(value)), name, value, "finite and greater than 0")
+
+
+def _check_counts(name: str, values: tuple[int, ...]) -> None:
+    _check(len(values) > 0 and min(values) >= 1, name, values, "one or more whole numbers >= 1")
+
+
+def _check_range(scenario, name: str, above: float | None = None, at_most: float = np.inf) -> None:
+    low, high = getattr(scenario, name)
+    floor_ok = low > above if above is not None else low >= 0
+    limit = f"low, high with {'0 <' if above is not None else '0 <='} low <= high"
+    limit += f" <= {at_most:g}" if np.isfinite(at_most) else ""
+    _check(
+        bool(floor_ok and low <= high <= at_most and np.isfinite(high)), name, (low, high), limit
+    )

@@ -1,0 +1,106 @@
+"""Derivative of the native solver, by the implicit function theorem.
+
+Free rows keep their stationarity, rows at a bound follow the bound, and binding servers keep their
+budget spent. Differentiating these conditions gives, for a free row with curvature h = -q'',
+
+    dn = (dq' - dDelta + nu drho + rho dnu) / h,
+    sum_{i on g} d[w_i rho_i (T - n_i)] = dW_g   for every g with a price,
+
+one scalar equation per server for dnu. It costs one more pass over the rows, works in forward
+and reverse mode, and never sees the solver's iterations.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from offload_jax.segments import pick, total
+from offload_jax.splits.dual import solve_dual
+from offload_jax.splits.problem import (
+    Solution,
+    SplitProblem,
+    certify,
+    is_valid,
+    marginal,
+)
+
+
+def solve_native(problem: SplitProblem) -> Solution:
+    """Solves one split problem; differentiable in every float of it. Callers `vmap`.
+
+    An invalid problem gets status INVALID, NaN splits and zero derivatives, so that one broken row
+    of a batch neither passes for an answer nor spoils the others' gradient.
+    """
+    return certify(problem, *_solve(problem))
+
+
+@jax.custom_jvp
+def _solve(
+    problem: SplitProblem,
+) -> tuple[Float[Array, "rows *batch"], Float[Array, "servers *batch"]]:
+    return solve_dual(problem)
+
+
+@_solve.defjvp
+def _solve_jvp(primals, tangents):
+    (problem,), (tangent,) = primals, tangents
+    split, price = solve_dual(problem)
+    return (split, price), _implicit_tangent(problem, tangent, split, price)
+
+
+def _implicit_tangent(problem: SplitProblem, tangent: SplitProblem, split, price):
+    """(dsplit, dprice) for a tangent of the problem; linear in the tangent's floats."""
+    p, d = problem, tangent
+    num_servers = p.budget.shape[0]
+    to_server = lambda rows: total(p.server, rows, num_servers)  # noqa: E731
+    valid = is_valid(p)
+    at_lower, at_upper = split <= p.lower, split >= p.steps
+    inner = p.granted & ~at_lower & ~at_upper
+
+    z = p.slope * (split - p.centre)
+    sig = jax.nn.sigmoid(z)
+    steep = marginal(p, split)  # q'
+    curvature = p.slope * steep * (2 * sig - 1)  # -q''
+    free = inner & (curvature > 0)
+    # Rows without an accuracy term inside their interval: they take up what the budget leaves.
+    slack = inner & ~free
+
+    # Change of the marginal gain at fixed n and price.
+    dcurve = d.amplitude * p.slope * sig * jax.nn.sigmoid(-z)
+    dcurve += d.slope * p.amplitude * sig * jax.nn.sigmoid(-z)
+    dz = d.slope * (split - p.centre) - p.slope * d.centre
+    dcurve += steep * (1 - 2 * sig) * dz
+    push = dcurve - d.saving + pick(p.server, price) * d.rate
+    soft = jnp.where(free, 1 / jnp.where(free, curvature, 1), 0)
+
+    # Split's change at a fixed price; then the budget's equation gives the price's change.
+    base = jnp.where(
+        free, soft * push, jnp.where(p.granted & at_lower & ~at_upper, d.lower, d.steps)
+    )
+    base = jnp.where(slack, 0, base)
+    weight = jnp.where(p.granted, p.weight, 0)
+    edge = p.steps - split
+    duse = (d.weight * p.rate + weight * d.rate) * edge * p.granted
+    duse += weight * p.rate * (d.steps - base)
+    spent = (price > 0) & jnp.isfinite(p.budget)
+    # A price that a slack row pins moves with that row: nu = Delta / rho.
+    pinned = to_server(jnp.where(slack, 1.0, 0))
+    pin = to_server(jnp.where(slack, -push / jnp.where(slack, p.rate, 1), 0)) / jnp.maximum(
+        pinned, 1
+    )
+    stiffness = to_server(weight * p.rate**2 * soft)
+    dbudget = jnp.where(spent, d.budget, 0)
+    need = jnp.where(spent, to_server(duse) - dbudget, 0)
+    movable = spent & (stiffness > 0)
+    dprice = jnp.where(movable, need / jnp.where(movable, stiffness, 1), 0)
+    dprice = jnp.where(spent & (pinned > 0), pin, dprice)
+
+    dsplit = base + soft * p.rate * pick(p.server, dprice)
+    # What the free rows left of the budget's equation falls to the slack rows, in equal shares of use.
+    left = need - stiffness * dprice
+    share = weight * p.rate * jnp.maximum(pick(p.server, pinned), 1)
+    filler = pick(p.server, left) / jnp.where(slack & (share > 0), share, 1)
+    dsplit = jnp.where(slack & (share > 0), filler, dsplit)
+    return jnp.where(valid, dsplit, 0), jnp.where(valid, dprice, 0)
