@@ -7,8 +7,8 @@ Orders:
 
 - ``arrival``   step t decides the t-th user to arrive; actions 0 (deny) and 1..M (grant in a batch)
 - ``sorted``    the same, users by falling best reduced gain of the empty assignment
-- ``adaptive``  each step picks a user and a batch, action user * M + batch, or stops (action N * M);
-                after a stop everybody left is denied
+- ``adaptive``  each step picks a user and a batch, action user * M + batch (both from 0), or stops
+                (action N * M); after a stop everybody left is denied
 """
 
 from __future__ import annotations
@@ -87,7 +87,10 @@ def reset(instance: Instance, env: EnvConfig = EnvConfig()) -> State:
 def step(
     instance: Instance, state: State, action: Int[Array, "*batch"], env: EnvConfig = EnvConfig()
 ) -> tuple[State, Float[Array, "*batch"]]:
-    """One decision, one solve. An illegal action denies (arrival, sorted) or does nothing (adaptive)."""
+    """One decision, one solve.
+
+    An illegal action denies (arrival, sorted) or does nothing (adaptive).
+    """
     if env.order == "adaptive":
         chosen, batch, stops = _adaptive_choice(instance, state, action)
     else:
@@ -124,7 +127,7 @@ def num_actions(num_users: int, num_batches: int, env: EnvConfig) -> int:
 def action_mask(
     instance: Instance, state: State, env: EnvConfig = EnvConfig()
 ) -> Bool[Array, "actions *batch"]:
-    """Legal actions. Deny and stop are always legal, and the only ones when nothing is left to decide."""
+    """Legal actions. Deny and stop always are, and alone are when nothing is left to decide."""
     if env.order == "adaptive":
         grants = _open_pairs(instance, state)
         grants = grants.reshape(-1, *grants.shape[2:])
@@ -150,7 +153,9 @@ def _open_pairs(instance: Instance, state: State) -> Bool[Array, "users batches 
     return free & fits(instance, state.load + instance.demand[:, None])
 
 
-def _adaptive_choice(instance: Instance, state: State, action: Int[Array, "*batch"]):
+def _adaptive_choice(
+    instance: Instance, state: State, action: Int[Array, "*batch"]
+) -> tuple[Bool[Array, "users *batch"], Int[Array, "*batch"], Bool[Array, "*batch"]]:
     """(which user is granted, in which batch, whether the episode stops) of an adaptive action."""
     users, batches = instance.num_users, instance.num_batches
     chosen = one_hot(action // batches, users)

@@ -33,7 +33,7 @@ class Description:
 
 @struct.dataclass
 class Observation:
-    """One state in dimensionless numbers. `candidates` is 1 (arrival, sorted) or users (adaptive)."""
+    """One state in dimensionless numbers; ``candidates`` is 1 (arrival, sorted) or users (adaptive)."""
 
     current: Float[Array, "users *batch"]  # 1 for the user to decide, all 0 in adaptive order
     undecided: Float[Array, "users *batch"]  # 1 for real users still to be decided
@@ -96,8 +96,10 @@ def describe(instance: Instance) -> Description:
     )
 
 
-def _gain_at_level(instance: Instance, load, level: float) -> Float[Array, "users batches *batch"]:
-    """A user's own gain (s) in each batch if the batches carried `load` images, budgets left out."""
+def _gain_at_level(
+    instance: Instance, load: Float[Array, "batches *batch"], level: float
+) -> Float[Array, "users batches *batch"]:
+    """A user's own gain (s) in each batch if batches carried `load` images, budgets left out."""
     own = model.own_slope(instance)
     times = instance.intercept + own * load
     count = level * model.num_real_users(instance)
@@ -105,7 +107,7 @@ def _gain_at_level(instance: Instance, load, level: float) -> Float[Array, "user
 
 
 def observe(instance: Instance, state: State, env: EnvConfig = EnvConfig()) -> Observation:
-    """Everything about a state that the next decision needs, reduced gains of all pairs included."""
+    """Everything about a state that the next decision needs, reduced gains included."""
     unit, local = local_time(instance), instance.steps * instance.local_step
     placed = model.place(instance, state.assignment)
     gains = pair_gains(instance, placed, state.split, state.price)  # (users, batches)
@@ -114,7 +116,7 @@ def observe(instance: Instance, state: State, env: EnvConfig = EnvConfig()) -> O
     adaptive = env.order == "adaptive"
     current = is_current(instance, state).astype(gains.dtype) * (0.0 if adaptive else 1.0)
 
-    def candidates(x):
+    def candidates(x: Array) -> Array:
         """All users, or the current one alone."""
         if adaptive:
             return x

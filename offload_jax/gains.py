@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from offload_jax import model
 from offload_jax.instance import Instance
@@ -35,7 +35,10 @@ def reduced_gains(
 
 
 def pair_gains(
-    instance: Instance, placed: Placement, split, price
+    instance: Instance,
+    placed: Placement,
+    split: Float[Array, "users *batch"],
+    price: Float[Array, "servers *batch"],
 ) -> Float[Array, "users batches *batch"]:
     """`reduced_gains` without the capacities: finite for every pair."""
     edge_steps = jnp.where(placed.granted, instance.steps - split, 0)
@@ -73,7 +76,7 @@ def reply_gains(
     amplitude = amplitude / jax.nn.sigmoid(slope * (instance.steps - centre))
     lower = jnp.maximum(instance.split_min[:, None], centre)
 
-    def flat(x):
+    def flat(x: Array) -> Array:
         x = jnp.broadcast_to(x, (users, batches, *saving.shape[2:]))
         return x.reshape(users * batches, *x.shape[2:])
 
@@ -110,7 +113,7 @@ def exact_gains(
     placed = model.place(instance, assignment)
     now = gain_of(instance, assignment, solver)
 
-    def with_pair(pair):
+    def with_pair(pair: Int[Array, ""]) -> Float[Array, "*batch"]:
         chosen = one_hot(pair // batches, users).reshape(users, *(1,) * now.ndim)
         return gain_of(instance, jnp.where(chosen, pair % batches + 1, assignment), solver)
 

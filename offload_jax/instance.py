@@ -25,9 +25,7 @@ class Instance:
 
     steps: Float[Array, "*batch"]  # T, denoising steps of one run
     bandwidth: Float[Array, "*batch"]  # B, Hz, shared equally by all granted users
-    local_step: Float[
-        Array, "users *batch"
-    ]  # l, s/step of the user's whole request on the own device
+    local_step: Float[Array, "users *batch"]  # l, s/step of the whole request on the own device
     alpha: Float[Array, "users *batch"]  # s, worth of +1 accuracy in seconds of latency
     wait: Float[Array, "users *batch"]  # w, s already waited when the batch starts
     demand: Float[Array, "users *batch"]  # d, images in the request
@@ -42,9 +40,7 @@ class Instance:
     capacity: Float[Array, "batches *batch"]  # C, images
     server: Int[Array, "batches *batch"]  # g(k), the server that hosts the batch, from 0
     interference: Float[Array, "batches batches *batch"]  # X_kl, s/image added to k per image in l
-    budget: Float[
-        Array, "servers *batch"
-    ]  # W, GPU-seconds of a server in this window; inf = no limit
+    budget: Float[Array, "servers *batch"]  # W, GPU-seconds in this window; inf = no limit
     mask: Bool[Array, "users *batch"]  # True for real users
 
     @property
@@ -98,7 +94,7 @@ def from_record(record: schema.InstanceRecord) -> Instance:
 
 
 def to_record(instance: Instance, name: str = "instance") -> schema.InstanceRecord:
-    """The real users of one (unbatched) instance as a float64 record, checked against the domain."""
+    """The real users of one (unbatched) instance as a float64 record, its domain checked."""
     real = np.asarray(instance.mask)
     values = {}
     for field in fields(Instance):
@@ -138,7 +134,7 @@ def save_instances(
 
 
 def stack(instances: Sequence[Instance]) -> Instance:
-    """Stacks instances of the same M and G, padding users to the largest N: the batch is the last axis."""
+    """Stacks instances of the same M and G along a new last axis, users padded to the largest N."""
     if not instances:
         raise ValueError("instances is empty; must hold at least one instance")
     shapes = {(i.num_batches, i.num_servers) for i in instances}
@@ -152,16 +148,16 @@ def stack(instances: Sequence[Instance]) -> Instance:
 
 
 def pad_users(instance: Instance, num_users: int) -> Instance:
-    """The same (unbatched) instance with padded users appended up to `num_users`."""
+    """The same instance (or batch of them) with padded users appended up to `num_users`."""
     extra = num_users - instance.num_users
     if extra < 0:
         raise ValueError(f"num_users is {num_users}; must be at least {instance.num_users}")
     updates = {}
-    for name in _USER_FIELDS:
+    for name in (*_USER_FIELDS, "mask"):
         value = getattr(instance, name)
         pad = [(0, extra)] + [(0, 0)] * (value.ndim - 1)
-        updates[name] = jnp.pad(value, pad, constant_values=_PADDING.get(name, 0.0))
-    return replace(instance, **updates, mask=jnp.pad(instance.mask, (0, extra)))
+        updates[name] = jnp.pad(value, pad, constant_values=_PADDING.get(name, 0))
+    return replace(instance, **updates)
 
 
 def toy() -> tuple[Instance, np.ndarray, float]:
@@ -169,7 +165,7 @@ def toy() -> tuple[Instance, np.ndarray, float]:
 
     No worth of accuracy, so a granted user runs lo = 2 of T = 10 steps locally and gains
     8 (l - s), s = 0.1 + 0.1 load. User 0 (2 images) fits only batch 1: 8 (1 - 0.3) = 5.6 s. User 1
-    takes batch 2: 8 (0.5 - 0.2) = 2.4 s. User 2 would lose anywhere. All local costs 16.5 s of latency.
+    takes batch 2: 8 (0.5 - 0.2) = 2.4 s. User 2 would lose anywhere. All local takes 16.5 s.
     """
     instance = Instance(
         steps=jnp.asarray(10.0),

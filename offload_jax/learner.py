@@ -33,7 +33,7 @@ class LearnerConfig:
     samples: int = 16  # trajectories of each instance
     epochs: int = 1  # passes over the samples of one update
     minibatches: int = 2  # optimiser steps per pass, splitting the instances
-    learning_rate: float = 1e-3  # falls to 0 along a cosine
+    lr: float = 1e-3  # learning rate of Adam, falls to 0 along a cosine
     max_grad_norm: float = 1.0  # global norm
     clip: float = 0.2  # of PPO's probability ratio
     entropy: float = 0.01  # weight of the entropy bonus, falls to 0 linearly
@@ -57,7 +57,7 @@ class LearnerConfig:
             raise ValueError(
                 "learner.samples is 1; must be at least 2 with learner.baseline shared, which compares samples"
             )
-        for name in ("learning_rate", "max_grad_norm", "clip"):
+        for name in ("lr", "max_grad_norm", "clip"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(
                     f"learner.{name} is {getattr(self, name)}; must be finite and above 0"
@@ -109,7 +109,7 @@ class Learner:
     def optimizer(self) -> optax.GradientTransformation:
         config = self.config
         steps = config.updates * config.epochs * config.minibatches
-        rate = optax.cosine_decay_schedule(config.learning_rate, steps)
+        rate = optax.cosine_decay_schedule(config.lr, steps)
         return optax.chain(optax.clip_by_global_norm(config.max_grad_norm), optax.adam(rate))
 
 

@@ -29,7 +29,9 @@ def generalized_advantage(
     following = jnp.append(values[1:], 0.0)
     errors = rewards + following - values
 
-    def accumulate(advantage, error):
+    def accumulate(
+        advantage: Float[Array, ""], error: Float[Array, ""]
+    ) -> tuple[Float[Array, ""], Float[Array, ""]]:
         advantage = error + decay * advantage
         return advantage, advantage
 

@@ -13,37 +13,54 @@ from jaxtyping import Array, Bool, Float, Int
 
 from offload_jax.instance import Instance
 from offload_jax.segments import pick, pick_column, total
-from offload_jax.types import Assignment, Scalar
+from offload_jax.types import Assignment, Numbers, Scalar
 
 
-def batch_load(assignment: Assignment, demand: Float[Array, "users *batch"], num_batches: int):
-    """(1) Images in each batch, sum of d_j over the users in it. Shape (batches,)."""
+def batch_load(
+    assignment: Assignment, demand: Float[Array, "users *batch"], num_batches: int
+) -> Float[Array, "batches *batch"]:
+    """(1) Images in each batch, sum of d_j over the users in it."""
     return total(assignment - 1, demand, num_batches)
 
 
-def step_time(intercept, interference, load) -> Float[Array, "batches *batch"]:
+def step_time(
+    intercept: Float[Array, "batches *batch"],
+    interference: Float[Array, "batches batches *batch"],
+    load: Float[Array, "batches *batch"],
+) -> Float[Array, "batches *batch"]:
     """(2) Seconds of one step of each batch: h_k + sum_l X_kl load_l."""
     return intercept + jnp.sum(interference * load, axis=1)
 
 
 def transfer_time(
-    payload, spectral_efficiency, bandwidth, num_granted
-) -> Float[Array, "users *batch"]:
-    """(3) Seconds a user's prompt and latent are on the air, the band shared by all granted users."""
+    payload: Numbers, spectral_efficiency: Numbers, bandwidth: Numbers, num_granted: Numbers
+) -> Numbers:
+    """(3) Seconds a user's prompt and latent are on the air; all granted users share the band."""
     return payload * num_granted / (bandwidth * spectral_efficiency)
 
 
-def latency(wait, transfer, steps, split, edge_step, local_step) -> Float[Array, "users *batch"]:
+def latency(
+    wait: Numbers,
+    transfer: Numbers,
+    steps: Numbers,
+    split: Numbers,
+    edge_step: Numbers,
+    local_step: Numbers,
+) -> Numbers:
     """(4) Seconds until a granted user has the image: wait, transfer, edge steps, own steps."""
     return wait + transfer + (steps - split) * edge_step + split * local_step
 
 
-def accuracy(steps, split, local, floor, slope, centre) -> Float[Array, "users *batch"]:
+def accuracy(
+    steps: Numbers, split: Numbers, local: Numbers, floor: Numbers, slope: Numbers, centre: Numbers
+) -> Numbers:
     """(5) Personalised accuracy index of a granted user whose last `split` steps run locally."""
     return local - accuracy_loss(steps, split, local, floor, slope, centre)
 
 
-def accuracy_loss(steps, split, local, floor, slope, centre) -> Float[Array, "users *batch"]:
+def accuracy_loss(
+    steps: Numbers, split: Numbers, local: Numbers, floor: Numbers, slope: Numbers, centre: Numbers
+) -> Numbers:
     """What (5) is below the local accuracy P, without the cancellation of P - PAI.
 
     sig(u) / sig(v) - 1 = expm1(u - v) sig(-u) with u = a (n - b), v = a (T - b).
@@ -103,7 +120,9 @@ def place(instance: Instance, assignment: Assignment) -> Placement:
     )
 
 
-def user_latency(instance: Instance, placed: Placement, split) -> Float[Array, "users *batch"]:
+def user_latency(
+    instance: Instance, placed: Placement, split: Float[Array, "users *batch"]
+) -> Float[Array, "users *batch"]:
     """(4) for every user: granted in its batch, denied all local. Padded users get 0."""
     edge = latency(
         instance.wait, placed.transfer, instance.steps, split, placed.edge_step, instance.local_step
@@ -112,7 +131,9 @@ def user_latency(instance: Instance, placed: Placement, split) -> Float[Array, "
     return jnp.where(instance.mask, jnp.where(placed.granted, edge, local), 0)
 
 
-def user_accuracy(instance: Instance, placed: Placement, split) -> Float[Array, "users *batch"]:
+def user_accuracy(
+    instance: Instance, placed: Placement, split: Float[Array, "users *batch"]
+) -> Float[Array, "users *batch"]:
     """(5) for every user; a denied user keeps the local accuracy. Padded users get 0."""
     loss = accuracy_loss(
         instance.steps, split, instance.accuracy_local, placed.floor, placed.slope, placed.centre
@@ -121,13 +142,15 @@ def user_accuracy(instance: Instance, placed: Placement, split) -> Float[Array, 
     return jnp.where(instance.mask, kept, 0)
 
 
-def server_use(instance: Instance, placed: Placement, split) -> Float[Array, "servers *batch"]:
+def server_use(
+    instance: Instance, placed: Placement, split: Float[Array, "users *batch"]
+) -> Float[Array, "servers *batch"]:
     """(6) GPU-seconds each server spends on its users' edge steps."""
     server = jnp.where(placed.granted, pick(placed.batch, instance.server), -1)
     return total(server, placed.rate * (instance.steps - split), instance.num_servers)
 
 
-def objective(instance: Instance, placed: Placement, split) -> Scalar:
+def objective(instance: Instance, placed: Placement, split: Float[Array, "users *batch"]) -> Scalar:
     """(7) U, the sum over users of alpha times accuracy minus latency, in seconds."""
     worth = instance.alpha * user_accuracy(instance, placed, split)
     return jnp.sum(
@@ -142,7 +165,7 @@ def objective_denied(instance: Instance) -> Scalar:
     return jnp.sum(jnp.where(instance.mask, local, 0), axis=0)
 
 
-def gain(instance: Instance, placed: Placement, split) -> Scalar:
+def gain(instance: Instance, placed: Placement, split: Float[Array, "users *batch"]) -> Scalar:
     """U - U_deny, summed user by user: U itself loses digits to cancellation in float32.
 
     Each granted user adds (T - n)(l - s) - alpha (P - PAI) - transfer.
@@ -165,6 +188,6 @@ def score(instance: Instance, value: Scalar) -> Scalar:
     return 0.1 * value / num_real_users(instance)
 
 
-def gap(best_gain: Float[Array, "*batch"], gain: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
+def gap(best_gain: Numbers, gain: Numbers) -> Numbers:
     """(8) (U_best - U) / (U_best - U_deny) from gains U - U_deny; 0 where nothing can be gained."""
     return jnp.where(best_gain > 0, (best_gain - gain) / jnp.where(best_gain > 0, best_gain, 1), 0)

@@ -1,7 +1,7 @@
 """The actor-critic: a transformer encodes an instance once, a light decoder makes each decision.
 
 Permutation-equivariant in users, for any number of users and batches; padded users change nothing.
-Unlike the environment, a network works on one instance (callers `vmap`); the batch is not last here.
+Unlike the environment, a network works on one instance (callers `vmap`): the batch is not last.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from offload_jax.features import Description, Observation
 
@@ -49,7 +49,7 @@ class Encoding:
 
 
 class ActorCritic(nn.Module):
-    """`init` with a Description and an Observation; then apply with method ``encode`` or ``decode``."""
+    """`init` with a Description and an Observation, `apply` with method ``encode`` or ``decode``."""
 
     config: NetworkConfig
 
@@ -64,7 +64,10 @@ class ActorCritic(nn.Module):
         self.score, self.reject, self.critic = Head(width), Head(width), Head(width)
         self.temperature = self.param("temperature", nn.initializers.constant(4.0), ())
 
-    def __call__(self, description: Description, observation: Observation):
+    def __call__(
+        self, description: Description, observation: Observation
+    ) -> tuple[Float[Array, "actions"], Float[Array, ""]]:
+        """Logits and value at once, to initialise; rollouts encode once and then decode."""
         return self.decode(self.encode(description), observation)
 
     def encode(self, description: Description) -> Encoding:
@@ -113,7 +116,7 @@ class ActorCritic(nn.Module):
         grants = self.score(joint)
         if self.config.residual:
             grants = grants + self.temperature * observation.reduced
-        # Denying is about the one user and its best batch; stopping about all who could still be granted.
+        # Denying is about the one user and its best batch, stopping about all who are undecided.
         share = candidate / jnp.maximum(jnp.sum(candidate), 1)
         refused = context + share @ (users + jnp.max(joint, axis=1))
         reject = self.reject(refused)[None]
@@ -133,7 +136,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, tokens: Float[Array, "tokens width"], visible
+        self, tokens: Float[Array, "tokens width"], visible: Bool[Array, "tokens"]
     ) -> Float[Array, "tokens width"]:
         size = self.width // self.heads
         x = nn.LayerNorm()(tokens)

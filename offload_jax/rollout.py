@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from offload_jax.env import EnvConfig, State, reset, step
-from offload_jax.features import Observation, describe, observe
+from offload_jax.features import Description, Observation, describe, observe
 from offload_jax.instance import Instance
 from offload_jax.networks import ActorCritic, Encoding
 from offload_jax.types import Key
@@ -55,26 +56,35 @@ def repeat(instances: Instance, samples: int) -> Instance:
     return jax.tree.map(lambda x: jnp.repeat(x, samples, axis=-1), instances)
 
 
-def split_samples(tree, samples: int):
+def split_samples(tree: Any, samples: int) -> Any:
     """Batch-last leaves (..., instances * samples) to leading (instances, samples, ...)."""
 
-    def move(x):
+    def move(x: Array) -> Array:
         x = x.reshape(*x.shape[:-1], -1, samples)
         return jnp.moveaxis(x, (-2, -1), (0, 1))
 
     return jax.tree.map(move, tree)
 
 
-def encode(network: ActorCritic, params, instances: Instance) -> Encoding:
+def encode(network: ActorCritic, params: Any, instances: Instance) -> Encoding:
     """Encodes a batch of instances (batch last); leaves get a leading ``instances`` axis."""
     description = jax.tree.map(lambda x: jnp.moveaxis(x, -1, 0), describe(instances))
-    return jax.vmap(lambda d: network.apply(params, d, method="encode"))(description)
+
+    def one(described: Description) -> Any:
+        return network.apply(params, described, method="encode")
+
+    return jax.vmap(one)(description)
 
 
-def decode(network: ActorCritic, params, encoding: Encoding, observation: Observation):
-    """Logits and values; encoding leaves (instances, ...), observation leaves (instances, samples, ...)."""
+def decode(
+    network: ActorCritic, params: Any, encoding: Encoding, observation: Observation
+) -> tuple[Float[Array, "instances samples actions"], Float[Array, "instances samples"]]:
+    """Logits and values.
 
-    def one(encoded, observed):
+    Leaves of the encoding are (instances, ...), of the observation (instances, samples, ...).
+    """
+
+    def one(encoded: Encoding, observed: Observation) -> Any:
         return network.apply(params, encoded, observed, method="decode")
 
     return jax.vmap(jax.vmap(one, in_axes=(None, 0)))(encoding, observation)
@@ -82,7 +92,7 @@ def decode(network: ActorCritic, params, encoding: Encoding, observation: Observ
 
 def unroll(
     network: ActorCritic,
-    params,
+    params: Any,
     instances: Instance,
     samples: int,
     key: Key,
@@ -98,7 +108,7 @@ def unroll(
     encoding = encode(network, params, instances)
     repeated = repeat(instances, samples)
 
-    def decide(state: State, key: Key):
+    def decide(state: State, key: Key) -> tuple[State, Transition | None]:
         observation = split_samples(observe(repeated, state, env), samples)
         logits, value = decode(network, params, encoding, observation)
         action = choose(logits, key)

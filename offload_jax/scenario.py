@@ -8,6 +8,7 @@ budgets. Sampling is pure, unbatched and jit-able: `jax.vmap(scenario.sample)(ke
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -39,13 +40,9 @@ DEVICE_PROFILE_MS = (
 class PaperScenario:
     """One batch on one server without a budget (arXiv 2411.15781)."""
 
+    kind: Literal["paper"] = "paper"
     num_users: tuple[int, ...] = (4, 8, 12, 16, 20)  # N, each equally likely
-    edge_gpus: tuple[int, ...] = (
-        4,
-        8,
-        12,
-        16,
-    )  # E, each equally likely; divides the edge's step time
+    edge_gpus: tuple[int, ...] = (4, 8, 12, 16)  # E, each equally likely; divides edge step times
     steps: int = 200  # T
     split_min: int = 80  # steps
     capacity: int = 18  # images
@@ -80,6 +77,10 @@ class PaperScenario:
         limit = f"below steps ({self.steps})"
         _check(self.accuracy_centre < self.steps, "accuracy_centre", self.accuracy_centre, limit)
 
+    def hard_cells(self) -> list[str]:
+        """Cells where deciding matters: few edge GPUs and many users. Elsewhere most rules do well."""
+        return [f"N{n}-E{e}" for n in self.num_users for e in self.edge_gpus if n >= 12 and e <= 8]
+
     def cells(self) -> dict[str, PaperScenario]:
         """One scenario per (N, E), padded like the others only in its own N."""
         return {
@@ -98,7 +99,7 @@ class PaperScenario:
 
         profile = jnp.array(DEVICE_PROFILE_MS) / 1e3
         edge_slope, edge_intercept = profile[0] / gpus
-        # Classes from rows 3..10 with weights rising linearly from 1 to 2; the best devices come first.
+        # Classes from rows 3..10, weights rising linearly from 1 to 2; the best devices come first.
         weights = np.linspace(1.0, 2.0, len(DEVICE_PROFILE_MS) - 3)
         ladder = jnp.array(np.cumsum(weights / weights.sum())[:-1])
         classes = 3 + jnp.sum(jax.random.uniform(keys[2], (width, 1)) > ladder, axis=1)
@@ -145,6 +146,7 @@ class EdgeScenario:
     model, more steeply and lower for dissimilar prompts.
     """
 
+    kind: Literal["edge"] = "edge"
     num_users: tuple[int, ...] = tuple(range(8, 25))  # N, each equally likely
     batches: int = 6  # M
     servers: int = 3  # G
@@ -154,9 +156,7 @@ class EdgeScenario:
     step_slope: float = 0.018  # s per image of one step on a whole A100
     step_intercept: float = 0.010  # s per step on a whole A100
     budget: float = 3.0  # GPU-seconds per server and window, inf = no limit
-    capacity_factor: float = (
-        8.0  # images; a batch holds max(floor(factor u), 4), u from the range below
-    )
+    capacity_factor: float = 8.0  # images; a batch holds max(floor(factor u), 4), u as follows
     capacity_share: Range = (0.6, 1.0)
     demand: tuple[int, ...] = (1, 2, 4)  # images of a request
     demand_weights: tuple[float, ...] = (0.6, 0.25, 0.15)
@@ -205,6 +205,10 @@ class EdgeScenario:
             _check_range(self, name)
         for name in ("similarity_home", "similarity_other"):
             _check_range(self, name, at_most=1.0)
+
+    def hard_cells(self) -> list[str]:
+        """All of them: batches compete in every cell."""
+        return [f"N{n}" for n in self.num_users]
 
     def cells(self) -> dict[str, EdgeScenario]:
         """One scenario per number of users."""

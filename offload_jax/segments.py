@@ -7,30 +7,47 @@ further axes, if any, are batches.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from functools import reduce
+from operator import add
+
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 
 def one_hot(index: Int[Array, "*batch"], size: int) -> Bool[Array, "size *batch"]:
-    """True where the position along a new first axis equals the index; all False outside 0..size-1."""
+    """True where the position along a new first axis equals the index; all False outside of it."""
     return jnp.arange(size).reshape(size, *(1,) * index.ndim) == index
 
 
-def pick(index: Int[Array, "rows *batch"], values: Float[Array, "groups *batch"]):
-    """values[index] for each row, 0 where the index is outside the groups. Shape (rows, *batch)."""
-    return sum(jnp.where(index == g, values[g], 0) for g in range(values.shape[0]))
+def pick(
+    index: Int[Array, "*index"], values: Shaped[Array, "groups *batch"]
+) -> Shaped[Array, "*index"]:
+    """values[index] elementwise, 0 where the index is outside the groups.
+
+    The index has the shape (rows, *batch), or (*batch) for a single row.
+    """
+    return _sum(jnp.where(index == g, values[g], 0) for g in range(values.shape[0]))
 
 
-def pick_column(index: Int[Array, "rows *batch"], table: Float[Array, "rows groups *batch"]):
-    """table[i, index[i]] for each row i, 0 where the index is outside the groups. Shape (rows,)."""
-    return sum(jnp.where(index == g, table[:, g], 0) for g in range(table.shape[1]))
+def pick_column(
+    index: Int[Array, "rows *batch"], table: Shaped[Array, "rows groups *batch"]
+) -> Shaped[Array, "rows *batch"]:
+    """table[i, index[i]] for each row i, 0 where the index is outside the groups."""
+    return _sum(jnp.where(index == g, table[:, g], 0) for g in range(table.shape[1]))
 
 
-def total(index: Int[Array, "rows *batch"], values: Shaped[Array, "rows *batch"], groups: int):
-    """Sum of the rows of each group. Shape (groups, *batch)."""
+def total(
+    index: Int[Array, "rows *batch"], values: Shaped[Array, "rows *batch"], groups: int
+) -> Shaped[Array, "groups *batch"]:
+    """Sum of the rows of each group."""
     return jnp.stack([jnp.sum(jnp.where(index == g, values, 0), axis=0) for g in range(groups)])
 
 
 def any_row(mask: Bool[Array, "rows *batch"]) -> Bool[Array, "*batch"]:
     """Whether any row is True. A float sum: XLA's CPU backend vectorises no boolean reduction."""
     return jnp.sum(mask.astype(jnp.float32), axis=0) > 0
+
+
+def _sum(terms: Iterable[Array]) -> Array:
+    return reduce(add, terms)

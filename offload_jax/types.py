@@ -26,16 +26,17 @@ An *assignment* is an integer per user: `DENY` (0, everything runs locally) or 1
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import Protocol
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import jax
 from jaxtyping import Array, Float, Int
 
 DENY = 0
 
-Scalar = Float[Array, "*batch"]  # one number per instance
-Assignment = Int[Array, "users *batch"]
-Key = jax.Array  # typed PRNG key, consumed by the function that receives it
+Scalar: TypeAlias = Float[Array, "*batch"]  # one number per instance
+Numbers: TypeAlias = Float[Array, "*#shape"]  # elementwise: any shapes that broadcast together
+Assignment: TypeAlias = Int[Array, "users *batch"]
+Key: TypeAlias = jax.Array  # typed PRNG key, consumed by the function that receives it
 
 
 class Status(IntEnum):
@@ -49,18 +50,24 @@ class Status(IntEnum):
 STATUS_TEXT = {
     Status.SOLVED: "solved",
     Status.INVALID: (
-        "invalid input: a number of the problem is NaN or infinite (only a budget may be infinite), "
-        "or contradicts another (a lower bound above the number of steps, a negative budget, weight, "
-        "amplitude or load, a slope that is not positive). The split points are NaN."
+        "invalid input: a number of the problem is NaN or infinite (only a budget may be "
+        "infinite), or contradicts another (a lower bound above the number of steps, a centre above "
+        "the lower bound, a negative budget, weight, amplitude or rate, a slope that is not "
+        "positive, a server that does not exist). The split points are NaN."
     ),
     Status.UNCONVERGED: (
-        "the KKT residual is above its tolerance: the numbers of this problem are too badly scaled "
-        "for its float type. Solve it in float64 (JAX_ENABLE_X64=1) or rescale times and accuracy worth."
+        "the KKT residual is above its tolerance: the numbers of this problem are too badly "
+        "scaled for its float type. Solve it in float64 (JAX_ENABLE_X64=1) or rescale times and "
+        "accuracy worth."
     ),
 }
 
 
+@runtime_checkable
 class Solver(Protocol):
-    """Solves one split problem; unbatched, callers `vmap`."""
+    """Solves split problems, one or a batch (batch-last): SplitProblem -> Solution.
 
-    def __call__(self, problem, /): ...  # SplitProblem -> Solution, both of splits.problem
+    Both are of `splits.problem`, which stands above this file.
+    """
+
+    def __call__(self, problem: Any, /) -> Any: ...

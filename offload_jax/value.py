@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
 from offload_jax import model
@@ -26,20 +28,21 @@ class Outcome:
     price: Float[Array, "servers *batch"]  # s per GPU-second of each server's budget
     latency: Float[Array, "users *batch"]  # s; 0 for padded users
     accuracy: Float[Array, "users *batch"]  # 0 for padded users
-    feasible: Bool[
-        Array, "*batch"
-    ]  # capacities (1) and budgets (6) hold, and the splits were solved
+    feasible: Bool[Array, "*batch"]  # capacities (1) and budgets (6) hold, splits were solved
     status: Int[Array, "*batch"]  # types.Status of the split problem
     residual: Float[Array, "*batch"]  # its KKT residual
 
 
-def split_problem(instance: Instance, assignment: Assignment) -> SplitProblem:
-    """The convex program that the assignment poses, one row per user."""
-    return problem_of(instance, model.place(instance, assignment))
+def split_problem(instance: Instance, assignment: ArrayLike) -> SplitProblem:
+    """The convex program that an assignment (ints 0..M per user) poses, one row per user.
+
+    Refuses an assignment as `evaluate` does.
+    """
+    return problem_of(instance, model.place(instance, _checked(instance, assignment)))
 
 
 def problem_of(instance: Instance, placed: Placement) -> SplitProblem:
-    """The same from a placement: Delta = l - s, rho = X_kk d, c = alpha (P - f) / sig(a (T - b))."""
+    """The same of a placement: Delta = l - s, rho = X_kk d, c = alpha (P - f) / sig(a (T - b))."""
     top = jax.nn.sigmoid(placed.slope * (instance.steps - placed.centre))
     amplitude = instance.alpha * (instance.accuracy_local - placed.floor) / top
     lower = jnp.maximum(instance.split_min, placed.centre)
@@ -58,19 +61,19 @@ def problem_of(instance: Instance, placed: Placement) -> SplitProblem:
     )
 
 
-def fits(instance: Instance, load):
-    """(1) Whether each batch holds the load, up to float rounding. Shapes (..., batches, *batch)."""
+def fits(instance: Instance, load: Float[Array, "..."]) -> Bool[Array, "..."]:
+    """(1) Whether each batch holds the load, up to rounding; shapes (..., batches, *batch)."""
     slack = 8 * jnp.finfo(load.dtype).eps * jnp.maximum(instance.capacity, 1)
     return load <= instance.capacity + slack
 
 
-def evaluate(instance: Instance, assignment: Assignment, solver: str = "native") -> Outcome:
+def evaluate(instance: Instance, assignment: ArrayLike, solver: str = "native") -> Outcome:
     """Solves the splits of one assignment (ints 0..M per user) and reports everything about it.
 
-    Differentiable in the instance's floats. Integers outside
-    0..M are refused where their values are known (not under `jit`), as is a wrong shape.
+    Differentiable in the instance's floats. Raises ValueError for a wrong shape or type, and for
+    integers outside 0..M where their values are known (not under `jit`).
     """
-    _check_assignment(instance, assignment)
+    assignment = _checked(instance, assignment)
     placed = model.place(instance, assignment)
     solution = solver_named(solver)(problem_of(instance, placed))
     use = model.server_use(instance, placed, solution.split)
@@ -93,7 +96,7 @@ def evaluate(instance: Instance, assignment: Assignment, solver: str = "native")
     )
 
 
-def _check_assignment(instance: Instance, assignment) -> None:
+def _checked(instance: Instance, assignment: ArrayLike) -> Assignment:
     shape, wanted = jnp.shape(assignment), jnp.shape(instance.alpha)
     if shape != wanted:
         raise ValueError(f"assignment has shape {shape}; must be {wanted}, one integer per user")
@@ -102,8 +105,9 @@ def _check_assignment(instance: Instance, assignment) -> None:
             f"assignment has type {jnp.result_type(assignment)}; must be integers 0..M"
         )
     if not isinstance(assignment, jax.core.Tracer):
-        low, high = int(jnp.min(assignment)), int(jnp.max(assignment))
+        low, high = int(np.min(assignment)), int(np.max(assignment))
         if low < 0 or high > instance.num_batches:
             raise ValueError(
                 f"assignment ranges over {low}..{high}; must be 0 (deny) to {instance.num_batches}"
             )
+    return jnp.asarray(assignment)

@@ -33,6 +33,7 @@ LAYERS = (
     "splits",
     "value",
     "gains",
+    "plans",
     "soft",
     "env",
     "features",

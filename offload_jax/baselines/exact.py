@@ -11,13 +11,13 @@ from offload_jax.gains import reply_gains
 from offload_jax.instance import Instance
 
 
-def refuse_top_b(num_batches: int, demand, budget) -> str | None:
-    """Why the top-b oracle does not apply to these (concrete) numbers, or None where it does."""
-    if num_batches != 1:
-        return f"top-b needs exactly one batch; this instance has {num_batches}"
-    if bool(jnp.any(demand != 1)):
+def refuse_top_b(instance: Instance) -> str | None:
+    """Why the top-b oracle does not apply to this (concrete) instance, or None where it does."""
+    if instance.num_batches != 1:
+        return f"top-b needs exactly one batch; the instance has {instance.num_batches}"
+    if bool(jnp.any(jnp.where(instance.mask, instance.demand, 1) != 1)):
         return "top-b needs every demand to be 1 image; with mixed demands users compete for room"
-    if bool(jnp.any(jnp.isfinite(budget))):
+    if bool(jnp.any(jnp.isfinite(instance.budget))):
         return "top-b needs a server without a budget; a budget couples the users' splits"
     return None
 

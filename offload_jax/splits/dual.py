@@ -4,28 +4,29 @@ Given the price nu of its server, a row's best split point is closed form. A ser
 as its price rises, so each binding budget is one monotone root, found by Newton steps that a
 bracket keeps safe. Where every budget is slack at price zero no step is taken.
 
-Everything below works on arrays whose first axis is ``rows`` or ``servers`` and whose trailing axes,
-if any, are batches: the batch must be the fastest axis (5x faster than the slowest on CPUs, and
-coalesced on GPUs), and the loop must stop on one scalar. `jax.vmap` would put the batch first and
-mask every array of the loop, so `solve_dual` brings its own batching rule.
+Everything below works on arrays whose first axis is ``rows`` or ``servers`` and whose trailing
+axes, if any, are batches: the batch must be the fastest axis (5x faster than the slowest on CPUs,
+and coalesced on GPUs), and the loop must stop on one scalar. `jax.vmap` would put the batch first
+and mask every array of the loop, so `solve_dual` brings its own batching rule.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from offload_jax.segments import pick, total
 from offload_jax.splits.problem import SplitProblem, drain
 
-# Random problems need 6 Newton steps in the median and 18 at most. Beyond that lie budgets whose use
-# jumps (rows without an accuracy term), where only bisection helps: one bit of the price per step.
+# Random problems need 6 Newton steps in the median and 18 at most. Beyond that lie budgets whose
+# use jumps (rows without an accuracy term), where only bisection helps: a bit of the price a step.
 MAX_STEPS = 64
-# The first guess, as a share of the largest useful price: best of {0, 1/3, 1/2} in mean and maximum.
+# The first guess, as a share of the largest useful price: best of 0, 1/3, 1/2 in mean and maximum.
 FIRST_GUESS = 0.3
 
 
@@ -45,8 +46,11 @@ def _solve(problem: SplitProblem) -> tuple[Array, Array]:
 
 
 @_solve.def_vmap
-def _solve_vmap(axis_size, in_batched, problem):
-    def batch_last(x, batched):
+def _solve_vmap(
+    axis_size: int, in_batched: Sequence[SplitProblem], problem: SplitProblem
+) -> tuple[tuple[Array, Array], tuple[bool, bool]]:
+    # `in_batched` holds one SplitProblem of bools: which of the arrays have the new axis, in front.
+    def batch_last(x: Array, batched: bool) -> Array:
         return (
             jnp.moveaxis(x, 0, -1)
             if batched
@@ -73,7 +77,7 @@ class _Rows(NamedTuple):
 def _rows(problem: SplitProblem) -> _Rows:
     tiny = jnp.finfo(problem.slope.dtype).tiny * 1e6
 
-    def v_at(split):
+    def v_at(split: Array) -> Array:
         z = problem.slope * (split - problem.centre)
         return jnp.maximum(4 * jax.nn.sigmoid(z) * jax.nn.sigmoid(-z), tiny)
 
@@ -112,17 +116,17 @@ def _solve_batch_last(problem: SplitProblem) -> tuple[Array, Array]:
     per_step = drain(problem)
     rows = _rows(problem)
 
-    def reply(price):
+    def reply(price: Array) -> tuple[Array, Array]:
         """Splits at the servers' prices, and the use above the budget."""
         split = _best_reply(problem, rows, pick(problem.server, price))
         return split, total(
             problem.server, per_step * (problem.steps - split), num_servers
         ) - budget
 
-    def with_prices(_):
+    def with_prices(_: None) -> tuple[Array, Array]:
         low, high = _bracket(problem, rows, per_step, budget, binding)
-        # The root lies in the bracket up to rounding. Mixing both ends fills the budget exactly, also
-        # where the use jumps: then the mixture is the fractional split of the marginal rows.
+        # The root lies in the bracket up to rounding. Mixing both ends fills the budget exactly,
+        # also where the use jumps: then the mixture is the fractional split of the marginal rows.
         split_low, over_low = reply(low)
         split_high, over_high = reply(high)
         drop = over_low - over_high
@@ -140,7 +144,13 @@ def _solve_batch_last(problem: SplitProblem) -> tuple[Array, Array]:
     return jnp.where(problem.granted, split, problem.steps), price
 
 
-def _bracket(problem: SplitProblem, rows: _Rows, per_step, budget, binding) -> tuple[Array, Array]:
+# price, low, high, width, width before, still open, steps taken
+_Search: TypeAlias = tuple[Array, Array, Array, Array, Array, Array, Int[Array, ""]]
+
+
+def _bracket(
+    problem: SplitProblem, rows: _Rows, per_step: Array, budget: Array, binding: Array
+) -> tuple[Array, Array]:
     """A narrow price bracket of each binding server: its low end over budget, its high end within.
 
     Newton from inside the bracket; a step that leaves it, or that did not halve it within two, is
@@ -157,7 +167,7 @@ def _bracket(problem: SplitProblem, rows: _Rows, per_step, budget, binding) -> t
     reach = per_step / problem.slope
     all_edge = total(server, reach * _logit(rows.v_upper), num_servers) - budget
 
-    def excess(price):
+    def excess(price: Array) -> tuple[Array, Array]:
         """Use above the budget, and how fast it falls with the price."""
         raw = rows.share - pick(server, price) * rows.pull
         v = jnp.clip(raw, rows.v_upper, rows.v_lower)
@@ -167,11 +177,11 @@ def _bracket(problem: SplitProblem, rows: _Rows, per_step, budget, binding) -> t
         used = total(server, reach * jnp.log((1 + r) ** 2 / v), num_servers)
         return all_edge - used, total(server, fall, num_servers)
 
-    def unfinished(carry):
+    def unfinished(carry: _Search) -> Array:
         *_, open_, count = carry
         return jnp.any(open_) & (count < MAX_STEPS)
 
-    def newton(carry):
+    def newton(carry: _Search) -> _Search:
         price, low, high, width, width_before, open_, count = carry
         over, fall = excess(price)
         low = jnp.where(open_ & (over > 0), jnp.maximum(low, price), low)
@@ -185,7 +195,7 @@ def _bracket(problem: SplitProblem, rows: _Rows, per_step, budget, binding) -> t
         price = jnp.where(open_, target, price)
         return price, low, high, high - low, width, open_ & ~closed, count + 1
 
-    carry = (FIRST_GUESS * top, jnp.zeros_like(top), top, top, top, binding, 0)
+    carry = (FIRST_GUESS * top, jnp.zeros_like(top), top, top, top, binding, jnp.asarray(0))
     price, low, high, *_ = jax.lax.while_loop(unfinished, newton, carry)
     # A closing Newton step lands within tol of the root, whichever side it came from.
     return jnp.maximum(low, price - tol), jnp.minimum(high, price + tol)

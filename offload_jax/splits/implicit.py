@@ -44,17 +44,20 @@ def _solve(
 
 
 @_solve.defjvp
-def _solve_jvp(primals, tangents):
+def _solve_jvp(
+    primals: tuple[SplitProblem], tangents: tuple[SplitProblem]
+) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
     (problem,), (tangent,) = primals, tangents
     split, price = solve_dual(problem)
     return (split, price), _implicit_tangent(problem, tangent, split, price)
 
 
-def _implicit_tangent(problem: SplitProblem, tangent: SplitProblem, split, price):
+def _implicit_tangent(
+    problem: SplitProblem, tangent: SplitProblem, split: Array, price: Array
+) -> tuple[Array, Array]:
     """(dsplit, dprice) for a tangent of the problem; linear in the tangent's floats."""
     p, d = problem, tangent
     num_servers = p.budget.shape[0]
-    to_server = lambda rows: total(p.server, rows, num_servers)  # noqa: E731
     valid = is_valid(p)
     at_lower, at_upper = split <= p.lower, split >= p.steps
     inner = p.granted & ~at_lower & ~at_upper
@@ -66,6 +69,9 @@ def _implicit_tangent(problem: SplitProblem, tangent: SplitProblem, split, price
     free = inner & (curvature > 0)
     # Rows without an accuracy term inside their interval: they take up what the budget leaves.
     slack = inner & ~free
+
+    def to_server(rows: Array) -> Array:
+        return total(p.server, rows, num_servers)
 
     # Change of the marginal gain at fixed n and price.
     dcurve = d.amplitude * p.slope * sig * jax.nn.sigmoid(-z)
@@ -98,7 +104,7 @@ def _implicit_tangent(problem: SplitProblem, tangent: SplitProblem, split, price
     dprice = jnp.where(spent & (pinned > 0), pin, dprice)
 
     dsplit = base + soft * p.rate * pick(p.server, dprice)
-    # What the free rows left of the budget's equation falls to the slack rows, in equal shares of use.
+    # What the free rows left of the budget's equation falls to the slack rows, in equal shares.
     left = need - stiffness * dprice
     share = weight * p.rate * jnp.maximum(pick(p.server, pinned), 1)
     filler = pick(p.server, left) / jnp.where(slack & (share > 0), share, 1)

@@ -26,9 +26,7 @@ class SplitProblem:
     """One row per user, or per (user, batch) for soft assignments. All of it may be traced."""
 
     saving: Float[Array, "rows *batch"]  # Delta, s/step: latency saved per step moved to the edge
-    rate: Float[
-        Array, "rows *batch"
-    ]  # rho, GPU-seconds/step: what one edge step takes from the budget
+    rate: Float[Array, "rows *batch"]  # rho, GPU-seconds/step: an edge step's part of the budget
     amplitude: Float[Array, "rows *batch"]  # c, s: worth of the whole accuracy curve, >= 0
     slope: Float[Array, "rows *batch"]  # a, 1/step, > 0
     centre: Float[Array, "rows *batch"]  # b, steps: inflection of the curve, <= lower
@@ -44,9 +42,7 @@ class SplitProblem:
 class Solution:
     """Split points with their certificate."""
 
-    split: Float[
-        Array, "rows *batch"
-    ]  # n, steps; T where not granted; NaN where the status is INVALID
+    split: Float[Array, "rows *batch"]  # n, steps; T where not granted; NaN where INVALID
     price: Float[Array, "servers *batch"]  # nu, s per GPU-second: multiplier of the budget, >= 0
     status: Int[Array, "*batch"]  # types.Status
     residual: Float[Array, "*batch"]  # KKT residual, dimensionless
@@ -133,7 +129,7 @@ def tolerance(dtype: jnp.dtype) -> float:
 def certify(
     problem: SplitProblem, split: Float[Array, "rows *batch"], price: Float[Array, "servers *batch"]
 ) -> Solution:
-    """A solver's answer with its status and residual; an invalid problem gets NaN, never a number."""
+    """A solver's answer with its status and residual; an invalid problem gets NaN, no number."""
     valid = is_valid(problem)
     residual = kkt_residual(*jax.lax.stop_gradient((problem, split, price)))
     solved = residual <= tolerance(split.dtype)

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int
 from offload_jax.segments import one_hot, pick
 from offload_jax.splits.problem import SplitProblem, drain, server_use
 
-# A split this close above a whole number is that number: float32 splits carry 2e-5 steps of rounding.
+# A split this close above a whole number is that number: float32 splits are off by 2e-5 steps.
 SNAP = 1e-4
 
 
@@ -23,14 +23,14 @@ def round_splits(
     """
     per_step = drain(problem)
 
-    def fits(n):
+    def fits(n: Array) -> Array:
         """Whether one more edge step of each row fits, beside the current use."""
         left = jnp.where(
             jnp.isfinite(problem.budget), problem.budget - server_use(problem, n), jnp.inf
         )
         return per_step <= pick(problem.server, left)
 
-    def best(n):
+    def best(n: Array) -> tuple[Array, Array]:
         """The row to lower next, and whether there is any."""
         rise = _row_value(problem, n - 1) - _row_value(problem, n)
         allowed = problem.granted & (rise > 0) & (n - 1 >= problem.lower) & fits(n)
@@ -39,7 +39,7 @@ def round_splits(
         )
         return jnp.argmax(merit, axis=0), jnp.any(allowed, axis=0)
 
-    def lower_best(carry):
+    def lower_best(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         n, row, any_left = carry
         n = n - (one_hot(row, n.shape[0]) & any_left)
         return n, *best(n)

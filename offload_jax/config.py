@@ -1,0 +1,191 @@
+"""One training run's settings: the modules' own records, read from YAML, checked before compiling."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from offload_jax.env import EnvConfig
+from offload_jax.learner import Learner, LearnerConfig
+from offload_jax.networks import NetworkConfig
+from offload_jax.scenario import EdgeScenario, PaperScenario
+from offload_jax.tracking import TrackingConfig
+
+SCENARIOS = {"paper": PaperScenario, "edge": EdgeScenario}
+
+
+class ConfigError(ValueError):
+    """A setting that is unknown or impossible; the message names it and what is allowed."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """How a run goes about it; none of this changes what is learned."""
+
+    log_every: int = 10  # updates between rows of metrics.jsonl
+    eval_every: int = 100  # updates between evaluations, each followed by a checkpoint
+    eval_instances: int = 1024  # fresh instances of every evaluation, the same each time
+    keep: int = 3  # newest checkpoints kept, beside the best one
+
+    def validate(self) -> None:
+        """Raises ValueError naming the field and the allowed values."""
+        for name in ("log_every", "eval_every", "eval_instances", "keep"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"run.{name} is {getattr(self, name)}; must be at least 1")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that `train` takes."""
+
+    scenario: PaperScenario | EdgeScenario = field(default_factory=PaperScenario)
+    env: EnvConfig = field(default_factory=EnvConfig)
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    learner: LearnerConfig = field(default_factory=LearnerConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    seed: int = 0
+
+    def validate(self) -> None:
+        """Raises ConfigError for the first impossible setting."""
+        for part in fields(self):
+            value: Any = getattr(self, part.name)
+            if is_dataclass(value):
+                try:
+                    value.validate()
+                except ValueError as error:
+                    raise ConfigError(str(error)) from None
+        if not 0 <= self.seed < 2**32:
+            raise ConfigError(f"seed is {self.seed}; must be in 0..{2**32 - 1}")
+
+    def to_learner(self) -> Learner:
+        """The static part of training."""
+        return Learner(self.scenario, self.env, self.network, self.learner)
+
+
+def preset_folder() -> Path:
+    """Where the shipped YAML files are: inside the installed package, or beside it in a checkout."""
+    package = Path(__file__).resolve().parent
+    return next(
+        (f for f in (package / "configs", package.parent / "configs") if f.is_dir()), package
+    )
+
+
+def presets() -> list[str]:
+    """Names of the shipped configurations."""
+    return sorted(path.stem for path in preset_folder().glob("*.yaml"))
+
+
+def load_config(source: str | Path) -> TrainConfig:
+    """A shipped configuration by name, or any YAML file by path.
+
+    Settings left out keep their defaults. Raises ConfigError for an unknown name, an unreadable file,
+    an unknown setting (naming the nearest), a wrong type or an impossible value.
+    """
+    path = Path(source)
+    if str(source) in presets():
+        path = preset_folder() / f"{source}.yaml"
+    elif not path.is_file():
+        near = _nearest(str(source), presets())
+        raise ConfigError(
+            f"config is {str(source)!r}; must be a YAML file or one of {', '.join(presets())}{near}"
+        )
+    return parse_config(path.read_text(encoding="utf-8"), str(path))
+
+
+def parse_config(text: str, source: str = "<text>") -> TrainConfig:
+    """The configuration in a YAML text; `source` names it in errors."""
+    try:
+        settings = yaml.load(text, _StrictLoader)  # noqa: S506 (a SafeLoader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
+    settings = {} if settings is None else settings
+    _refuse_unknown(settings, TrainConfig, source, "")
+    try:
+        config = TypeAdapter(TrainConfig).validate_python(settings)
+    except ValidationError as error:
+        raise ConfigError(
+            "\n".join(dict.fromkeys(_describe(source, e) for e in error.errors()))
+        ) from None
+    try:
+        config.validate()
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from None
+    return config
+
+
+def to_yaml(config: TrainConfig) -> str:
+    """Every setting, resolved; `parse_config` reads it back to an equal configuration."""
+    settings = _lists(asdict(config))
+    return yaml.safe_dump(settings, sort_keys=False, default_flow_style=None, width=100)
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """YAML in which a key may not appear twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in seen:
+            if seen.count(key) > 1:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"setting {key!r} appears twice", node.start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
+def _refuse_unknown(settings: Any, record: type, source: str, path: str) -> None:
+    if not isinstance(settings, dict):
+        what = path or "the file"
+        raise ConfigError(f"{source}: {what} is {settings!r}; must be a mapping of settings")
+    parts = {
+        "scenario": None,
+        "env": EnvConfig,
+        "network": NetworkConfig,
+        "learner": LearnerConfig,
+        "run": RunConfig,
+        "tracking": TrackingConfig,
+    }
+    allowed = [f.name for f in fields(record)]
+    for key, value in settings.items():
+        name = f"{path}.{key}" if path else str(key)
+        if key not in allowed:
+            near = _nearest(str(key), allowed)
+            raise ConfigError(
+                f"{source}: {name} is unknown; must be one of {', '.join(allowed)}{near}"
+            )
+        if record is TrainConfig and key in parts:
+            _refuse_unknown(value, parts[key] or _scenario_class(value, source), source, name)
+
+
+def _scenario_class(settings: Any, source: str) -> type:
+    kind = settings.get("kind", "paper") if isinstance(settings, dict) else "paper"
+    if kind not in SCENARIOS:
+        raise ConfigError(
+            f"{source}: scenario.kind is {kind!r}; must be one of {', '.join(SCENARIOS)}"
+            + _nearest(str(kind), list(SCENARIOS))
+        )
+    return SCENARIOS[kind]
+
+
+def _nearest(name: str, allowed: list[str]) -> str:
+    close = difflib.get_close_matches(name, allowed, n=1, cutoff=0.5)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def _describe(source: str, error: Any) -> str:
+    # A scenario's error carries the class tried; the path in the file does not.
+    classes = {cls.__name__ for cls in SCENARIOS.values()}
+    path = ".".join(str(part) for part in error["loc"] if part not in classes)
+    return f"{source}: {path} is {error['input']!r}; {error['msg'][0].lower()}{error['msg'][1:]}"
+
+
+def _lists(value: Any) -> Any:
+    """Tuples as lists: YAML knows no tuples."""
+    if isinstance(value, dict):
+        return {key: _lists(item) for key, item in value.items()}
+    return [_lists(item) for item in value] if isinstance(value, list | tuple) else value

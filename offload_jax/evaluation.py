@@ -1,0 +1,190 @@
+"""Paired comparison: every method decides the same instances, measured by its gap to the best.
+
+The gap of a plan is (U_best - U) / (U_best - U_deny): 0 is the optimum, 1 is denying everybody. Where
+an exact method applies U_best is proven; elsewhere it is the best any compared method found, and
+the result says which.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy import stats
+
+from offload_jax import model
+from offload_jax.baselines import METHODS
+from offload_jax.gains import gain_of
+from offload_jax.instance import Instance, pad_users
+from offload_jax.policies import Policy, best_of
+from offload_jax.scenario import EdgeScenario, PaperScenario
+from offload_jax.types import Assignment, Key
+
+Decider = Callable[[Instance], Assignment]
+ALL, HARD = "all", "hard"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method on one cell (or on several cells together)."""
+
+    method: str
+    cell: str
+    instances: int
+    gap_mean: float
+    gap_ci95: float  # half width of the 95 % confidence interval of the mean
+    gap_p95: float
+    gap_max: float
+    score_mean: float  # 0.1 U / N
+    seconds_per_plan: float  # in one batch, compiling excluded
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All rows, and what the gaps are measured against."""
+
+    reference: str  # "optimum (top-b)" or "best of the methods compared"
+    rows: list[Row] = field(default_factory=list)
+
+    def row(self, method: str, cell: str = ALL) -> Row:
+        """The row of a method and cell; KeyError where there is none."""
+        for row in self.rows:
+            if (row.method, row.cell) == (method, cell):
+                return row
+        raise KeyError(f"no row for method {method!r} and cell {cell!r}")
+
+    def methods(self) -> list[str]:
+        return list(dict.fromkeys(row.method for row in self.rows))
+
+    def cells(self) -> list[str]:
+        return list(dict.fromkeys(row.cell for row in self.rows))
+
+    def to_json(self) -> dict[str, Any]:
+        """{"reference", "cells": {cell: {method: {gap_mean, ...}}}}."""
+        cells: dict[str, Any] = {}
+        for row in self.rows:
+            numbers = asdict(row)
+            cells.setdefault(numbers.pop("cell"), {})[numbers.pop("method")] = numbers
+        return {"reference": self.reference, "cells": cells}
+
+
+def sample_cells(
+    scenario: PaperScenario | EdgeScenario, per_cell: int, key: Key
+) -> dict[str, Instance]:
+    """`per_cell` instances of every cell of a scenario (batch last), padded to one common N."""
+    cells = {}
+    for i, (name, cell) in enumerate(scenario.cells().items()):
+        keys = jax.random.split(jax.random.fold_in(key, i), per_cell)
+        instances = jax.jit(jax.vmap(cell.sample, out_axes=-1))(keys)
+        cells[name] = pad_users(instances, scenario.max_users)
+    return cells
+
+
+def deciders(
+    policy: Policy | None, samples: Sequence[int], key: Key, methods: Sequence[str] | None = None
+) -> dict[str, Decider]:
+    """The methods to compare by name: baselines, and the policy for every number of samples."""
+    names = list(METHODS) if methods is None else methods
+    chosen: dict[str, Decider] = {name: jax.jit(METHODS[name].assign) for name in names}
+    for count in samples if policy is not None else ():
+        name = "policy, greedy" if count == 1 else f"policy, best of {count}"
+        chosen[name] = lambda instances, count=count: best_of(policy, instances, count, key)[0]
+    return chosen
+
+
+def compare(
+    cells: dict[str, Instance],
+    methods: dict[str, Decider],
+    hard: Sequence[str] = (),
+    progress: Callable[[str, str], None] = lambda cell, method: None,
+) -> Comparison:
+    """Every method on every cell, the same instances for all; `progress(cell, method)` is called before each.
+
+    Rows of the cells are followed by rows of all instances together (cell "all"), and of the cells
+    named in `hard` (cell "hard").
+    """
+    exact = [name for name in methods if name in METHODS and METHODS[name].optimal]
+    refused = {n for n in exact if any(METHODS[n].refuse(cell) for cell in cells.values())}
+    exact = [name for name in exact if name not in refused]
+    methods = {name: decide for name, decide in methods.items() if name not in refused}
+    found: dict[tuple[str, str], _Found] = {}
+    for cell, instances in cells.items():
+        for name, decide in methods.items():
+            progress(cell, name)
+            found[name, cell] = _measure(decide, instances)
+        best = [found[name, cell].gain for name in (exact or methods)]
+        best_gain = np.max(best, axis=0)
+        for name in methods:
+            result = found[name, cell]
+            gaps = np.asarray(model.gap(jnp.asarray(best_gain), jnp.asarray(result.gain)))
+            found[name, cell] = replace(result, gap=gaps)
+    groups = {cell: [cell] for cell in cells}
+    groups |= {ALL: list(cells)} if len(cells) > 1 else {}
+    groups |= {HARD: list(hard)} if 0 < len(hard) < len(cells) else {}
+    rows = [
+        _summary(name, group, [found[name, cell] for cell in members])
+        for group, members in groups.items()
+        for name in methods
+    ]
+    reference = f"optimum ({exact[0]})" if exact else "best of the methods compared"
+    return Comparison(reference=reference, rows=rows)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What one method found on one cell; arrays over instances."""
+
+    gain: np.ndarray  # U - U_deny, s
+    score: np.ndarray
+    seconds: float  # per plan
+    gap: np.ndarray = field(default_factory=lambda: np.zeros(0))
+
+
+def _measure(decide: Decider, instances: Instance) -> _Found:
+    jax.block_until_ready(decide(instances))  # compiles
+    start = time.perf_counter()
+    assignment = jax.block_until_ready(decide(instances))
+    seconds = (time.perf_counter() - start) / instances.alpha.shape[-1]
+    gain, score = _gain_and_score(instances, assignment)
+    return _Found(gain=np.asarray(gain), score=np.asarray(score), seconds=seconds)
+
+
+@jax.jit
+def _gain_and_score(instances: Instance, assignment: Assignment) -> tuple[jax.Array, jax.Array]:
+    gain = gain_of(instances, assignment)
+    return gain, model.score(instances, model.objective_denied(instances) + gain)
+
+
+def _summary(method: str, cell: str, parts: list[_Found]) -> Row:
+    gaps = np.concatenate([part.gap for part in parts])
+    count = len(gaps)
+    error = stats.sem(gaps) if count > 1 else 0.0
+    return Row(
+        method=method,
+        cell=cell,
+        instances=count,
+        gap_mean=float(np.mean(gaps)),
+        gap_ci95=float(error * stats.t.ppf(0.975, max(count - 1, 1))),
+        gap_p95=float(np.percentile(gaps, 95)),
+        gap_max=float(np.max(gaps)),
+        score_mean=float(np.mean(np.concatenate([part.score for part in parts]))),
+        seconds_per_plan=float(np.mean([part.seconds for part in parts])),
+    )
+
+
+def validation_set(
+    scenario: PaperScenario | EdgeScenario, count: int, key: Key
+) -> tuple[Instance, jax.Array, str]:
+    """Fixed instances to watch training by: (instances, reference gains in s, what the reference is).
+
+    The optimum where the top-b oracle applies, else reduced-greedy (then a gap can fall below 0).
+    """
+    instances = jax.jit(jax.vmap(scenario.sample, out_axes=-1))(jax.random.split(key, count))
+    name = "top-b" if METHODS["top-b"].refuse(instances) is None else "reduced-greedy"
+    gain, _ = _gain_and_score(instances, jax.jit(METHODS[name].assign)(instances))
+    return instances, gain, name

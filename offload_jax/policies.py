@@ -1,0 +1,86 @@
+"""A trained policy as something that decides: greedily, by sampling, or best of several samples."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from offload_jax.env import EnvConfig
+from offload_jax.instance import Instance, stack
+from offload_jax.networks import ActorCritic, NetworkConfig
+from offload_jax.plans import to_plans
+from offload_jax.rollout import greedy_action, sample_action, unroll
+from offload_jax.schema import Plan
+from offload_jax.segments import one_hot
+from offload_jax.types import Assignment, Key
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Parameters with what is needed to use them. Works for any N, M and G."""
+
+    params: Any  # of ActorCritic(network)
+    network: NetworkConfig
+    env: EnvConfig
+    source: str = "memory"  # where the parameters came from
+
+
+def greedy_plan(policy: Policy, instances: Instance) -> tuple[Assignment, Float[Array, "*batch"]]:
+    """The most likely decision at every step: (assignment, gain in s), batch last."""
+    return _greedy(policy.network, policy.env, policy.params, instances)
+
+
+def best_of(
+    policy: Policy, instances: Instance, samples: int, key: Key
+) -> tuple[Assignment, Float[Array, "*batch"]]:
+    """The best of the greedy plan and `samples - 1` sampled ones, by exact value, batch last."""
+    if samples < 1:
+        raise ValueError(f"samples is {samples}; must be at least 1")
+    if samples == 1:
+        return greedy_plan(policy, instances)
+    return _best_of(policy.network, policy.env, samples, policy.params, instances, key)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _greedy(network: NetworkConfig, env: EnvConfig, params: Any, instances: Instance):
+    module, key = ActorCritic(network), jax.random.key(0)
+    final, _ = unroll(module, params, instances, 1, key, greedy_action, env, record=False)
+    return final.assignment, final.gain
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _best_of(network: NetworkConfig, env: EnvConfig, samples: int, params, instances, key):
+    module = ActorCritic(network)
+
+    def first_greedy(logits: Float[Array, "instances samples actions"], key: Key):
+        sampled = sample_action(logits, key)
+        return sampled.at[:, 0].set(jnp.argmax(logits[:, 0], axis=-1))
+
+    final, _ = unroll(module, params, instances, samples, key, first_greedy, env, record=False)
+    gains = final.gain.reshape(-1, samples)
+    assignment = final.assignment.reshape(final.assignment.shape[0], -1, samples)
+    best = jnp.moveaxis(one_hot(jnp.argmax(gains, axis=-1), samples), 0, -1)
+    return jnp.sum(jnp.where(best, assignment, 0), axis=-1), jnp.max(gains, axis=-1)
+
+
+def decide(
+    policy: Policy, instances: list[Instance], samples: int = 1, key: Key | None = None
+) -> list[Plan]:
+    """One plan per instance (of the same M and G; users may differ in number).
+
+    samples = 1 decodes greedily; more also samples and keeps each instance's best plan. Compiled once
+    per (number of instances, largest N); `seconds` of the plans excludes compiling.
+    """
+    batch = stack(instances)
+    key = jax.random.key(0) if key is None else key
+    jax.block_until_ready(best_of(policy, batch, samples, key))  # compiles
+    start = time.perf_counter()
+    assignment, _ = jax.block_until_ready(best_of(policy, batch, samples, key))
+    name = "policy" if samples == 1 else f"policy best of {samples}"
+    return to_plans(batch, assignment, name, time.perf_counter() - start)
