@@ -28,7 +28,7 @@ class RunConfig:
     """How a run goes about it; none of this changes what is learned."""
 
     log_every: int = 10  # updates between rows of metrics.jsonl
-    eval_every: int = 100  # updates between evaluations, each followed by a checkpoint
+    eval_every: int = 50  # updates between evaluations, each followed by a checkpoint
     eval_instances: int = 1024  # fresh instances of every evaluation, the same each time
     keep: int = 3  # newest checkpoints kept, beside the best one
 

@@ -33,7 +33,7 @@ class Description:
 
 @struct.dataclass
 class Observation:
-    """One state in dimensionless numbers; ``candidates`` is 1 (arrival, sorted) or users (adaptive)."""
+    """One state without units; ``candidates`` is 1 (arrival, sorted) or users (adaptive)."""
 
     current: Float[Array, "users *batch"]  # 1 for the user to decide, all 0 in adaptive order
     undecided: Float[Array, "users *batch"]  # 1 for real users still to be decided
@@ -106,7 +106,11 @@ def _gain_at_level(
     return reply_gains(instance, times, jnp.zeros_like(times), count)
 
 
-def observe(instance: Instance, state: State, env: EnvConfig = EnvConfig()) -> Observation:
+def observe(
+    instance: Instance,
+    state: State,
+    env: EnvConfig = EnvConfig(),  # noqa: B008 (frozen)
+) -> Observation:
     """Everything about a state that the next decision needs, reduced gains included."""
     unit, local = local_time(instance), instance.steps * instance.local_step
     placed = model.place(instance, state.assignment)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -96,7 +97,7 @@ def from_record(record: schema.InstanceRecord) -> Instance:
 def to_record(instance: Instance, name: str = "instance") -> schema.InstanceRecord:
     """The real users of one (unbatched) instance as a float64 record, its domain checked."""
     real = np.asarray(instance.mask)
-    values = {}
+    values: dict[str, Any] = {}
     for field in fields(Instance):
         if field.name == "mask":
             continue

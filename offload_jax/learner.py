@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,7 @@ from offload_jax.scenario import Scenario
 from offload_jax.types import Key
 
 Baseline = Literal["shared", "critic"]
+Parts = dict[str, Float[Array, ""]]  # of the loss, by the name of their metric
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class LearnerConfig:
     """Settings of the learner."""
 
     baseline: Baseline = "shared"  # shared: the other samples of the instance; critic: GAE
-    updates: int = 1000
+    updates: int = 600
     instances: int = 128  # per update
     samples: int = 16  # trajectories of each instance
     epochs: int = 1  # passes over the samples of one update
@@ -44,18 +46,21 @@ class LearnerConfig:
         """Raises ValueError naming the field and the allowed values."""
         if self.baseline not in get_args(Baseline):
             raise ValueError(
-                f"learner.baseline is {self.baseline!r}; must be one of {', '.join(get_args(Baseline))}"
+                f"learner.baseline is {self.baseline!r}; "
+                f"must be one of {', '.join(get_args(Baseline))}"
             )
         for name in ("updates", "instances", "samples", "epochs", "minibatches"):
             if getattr(self, name) < 1:
                 raise ValueError(f"learner.{name} is {getattr(self, name)}; must be at least 1")
         if self.instances % self.minibatches:
             raise ValueError(
-                f"learner.minibatches is {self.minibatches}; must divide learner.instances ({self.instances})"
+                f"learner.minibatches is {self.minibatches}; "
+                f"must divide learner.instances ({self.instances})"
             )
         if self.baseline == "shared" and self.samples < 2:
             raise ValueError(
-                "learner.samples is 1; must be at least 2 with learner.baseline shared, which compares samples"
+                "learner.samples is 1; "
+                "must be at least 2 with learner.baseline shared, which compares samples"
             )
         for name in ("lr", "max_grad_norm", "clip"):
             if not 0 < getattr(self, name) < float("inf"):
@@ -75,7 +80,7 @@ class LearnerConfig:
 class LearnerState:
     """Everything that training changes; a checkpoint holds exactly this."""
 
-    params: dict
+    params: Any  # of ActorCritic(network)
     optimizer: optax.OptState
     key: Key
     step: Int[Array, ""]  # updates made
@@ -137,6 +142,7 @@ def update(learner: Learner, state: LearnerState) -> tuple[LearnerState, Metrics
     final, batch = unroll(
         network, state.params, instances, samples, roll_key, sample_action, learner.env
     )
+    assert batch is not None  # recorded
     targets = advantages(learner, instances, final, batch)
     state, parts = optimize(learner, state, instances, batch, targets, shuffle_key)
     metrics = summarize(learner, instances, final, parts)
@@ -173,17 +179,23 @@ def advantages(learner: Learner, instances: Instance, final: State, batch: Trans
     return Targets(advantage=raw * 10 * unit * users / scale, value=raw + batch.value)
 
 
-def optimize(learner: Learner, state: LearnerState, instances, batch, targets, key):
+def optimize(
+    learner: Learner,
+    state: LearnerState,
+    instances: Instance,
+    batch: Transition,
+    targets: Targets,
+    key: Key,
+) -> tuple[LearnerState, Parts]:
     """`epochs` passes over the samples in `minibatches` steps each; returns the mean loss parts."""
     config = learner.config
     optimizer = learner.optimizer()
     progress = state.step / config.updates
 
-    def step(carry, chosen):
+    def step(carry: Any, chosen: Int[Array, "part"]) -> tuple[Any, Parts]:
         params, opt_state = carry
-        take = lambda axis: lambda x: jnp.take(x, chosen, axis=axis)  # noqa: E731
-        picked = jax.tree.map(take(-1), instances)
-        part = jax.tree.map(take(1), (batch, targets))
+        picked = jax.tree.map(lambda x: jnp.take(x, chosen, axis=-1), instances)
+        part = jax.tree.map(lambda x: jnp.take(x, chosen, axis=1), (batch, targets))
         (_, parts), grads = jax.value_and_grad(loss, argnums=1, has_aux=True)(
             learner, params, picked, *part, progress
         )
@@ -191,7 +203,7 @@ def optimize(learner: Learner, state: LearnerState, instances, batch, targets, k
         changes, opt_state = optimizer.update(grads, opt_state, params)
         return (optax.apply_updates(params, changes), opt_state), parts
 
-    def one_pass(carry, key):
+    def one_pass(carry: Any, key: Key) -> tuple[Any, Parts]:
         order = jax.random.permutation(key, config.instances).reshape(config.minibatches, -1)
         return jax.lax.scan(step, carry, order)
 
@@ -201,21 +213,25 @@ def optimize(learner: Learner, state: LearnerState, instances, batch, targets, k
 
 
 def loss(
-    learner: Learner, params, instances: Instance, batch: Transition, targets: Targets, progress
-):
+    learner: Learner,
+    params: Any,
+    instances: Instance,
+    batch: Transition,
+    targets: Targets,
+    progress: Float[Array, ""],
+) -> tuple[Float[Array, ""], Parts]:
     """PPO's loss of recorded decisions under new parameters; the second result holds its parts."""
     config, network = learner.config, learner.module()
     encoding = encode(network, params, instances)
     logits, values = jax.vmap(lambda seen: decode(network, params, encoding, seen))(
         batch.observation
     )
-    over_all = lambda f, *args: _map3(f)(*args)  # noqa: E731
-    log_ratio = over_all(losses.log_prob, logits, batch.action) - batch.log_prob
+    log_ratio = _map3(losses.log_prob)(logits, batch.action) - batch.log_prob
     real = batch.real.astype(values.dtype)
     count = jnp.maximum(jnp.sum(real), 1)
     surrogate = losses.clipped_surrogate(log_ratio, targets.advantage, config.clip)
     policy_loss = jnp.sum(surrogate * real) / count
-    entropy = jnp.sum(over_all(losses.entropy, logits) * real) / count
+    entropy = jnp.sum(_map3(losses.entropy)(logits) * real) / count
     error = jnp.sum(losses.value_error(values, targets.value) * real) / count
     total = policy_loss - config.entropy * (1 - progress) * entropy
     if config.baseline == "critic":
@@ -223,12 +239,12 @@ def loss(
     return total, {"loss": total, "entropy": entropy, "value_error": error}
 
 
-def _map3(f):
+def _map3(f: Callable[..., Array]) -> Callable[..., Array]:
     """`f` on one stream, over the axes (steps, instances, samples)."""
     return jax.vmap(jax.vmap(jax.vmap(f)))
 
 
-def summarize(learner: Learner, instances: Instance, final: State, parts) -> Metrics:
+def summarize(learner: Learner, instances: Instance, final: State, parts: Parts) -> Metrics:
     """The update's metrics."""
     users = model.num_real_users(instances)
     gains = final.gain.reshape(-1, learner.config.samples)

@@ -49,7 +49,7 @@ class Encoding:
 
 
 class ActorCritic(nn.Module):
-    """`init` with a Description and an Observation, `apply` with method ``encode`` or ``decode``."""
+    """`init` with a Description and an Observation; `apply` with method ``encode``, ``decode``."""
 
     config: NetworkConfig
 

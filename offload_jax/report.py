@@ -55,6 +55,8 @@ def learning_curve(rows: Sequence[dict[str, Any]], path: Path) -> None:
     left.plot([row["step"] for row in evaluated], gaps, "o-", color=EDGE_COLOURS[0])
     if gaps and min(gaps) > 0:
         left.set_yscale("log")
+        left.yaxis.set_major_formatter("{x:g}")
+        left.yaxis.set_minor_formatter("{x:g}")
     left.set(xlabel="update", ylabel="mean gap of greedy decoding, %", title="Distance to the best")
     steps = [row["step"] for row in rows]
     for name, label in (("best_of_samples", "best sample"), ("gain", "mean of samples")):
@@ -72,7 +74,7 @@ def gap_figure(comparison: Comparison, path: Path) -> None:
     methods = [method for method in comparison.methods() if method != "deny"]
     gaps = np.array([[100 * comparison.row(m, c).gap_mean for c in cells] for m in methods])
     figure, axes = _figure(1, 1, (max(4.0, 0.55 * len(cells) + 2.6), 0.36 * len(methods) + 1.6))
-    shown = axes.imshow(np.maximum(gaps, 0.01), norm="log", cmap="viridis_r", aspect="auto")
+    shown = axes.imshow(np.maximum(gaps, 0.01), norm="log", cmap="Blues", aspect="auto")
     for i, line in enumerate(gaps):
         for j, gap in enumerate(line):
             dark = gap > np.sqrt(0.01 * max(gaps.max(), 0.02))

@@ -16,7 +16,7 @@ from offload_jax.instance import Instance
 from offload_jax.networks import ActorCritic, Encoding
 from offload_jax.types import Key
 
-# (logits with -inf at illegal actions, mask, key) -> action; all with leading batch axes.
+# (logits with -inf at illegal actions, key) -> action; leading batch axes.
 Chooser = Callable[[Float[Array, "*batch actions"], Key], Int[Array, "*batch"]]
 
 

@@ -133,7 +133,8 @@ def _loop(
             "seconds": seconds,
             "decisions_per_s": decisions * len(pending) / seconds,
         }
-        if step % every.eval_every == 0 or last:
+        # The first row too: it shows where learning starts.
+        if step % every.eval_every == 0 or last or step == every.log_every:
             policy = Policy(state.params, config.network, config.env)
             gaps = model.gap(best, greedy_plan(policy, instances)[1])
             row["gap"] = float(jnp.mean(gaps))

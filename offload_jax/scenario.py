@@ -13,6 +13,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 from offload_jax.instance import Instance
 from offload_jax.types import Key
@@ -78,7 +79,7 @@ class PaperScenario:
         _check(self.accuracy_centre < self.steps, "accuracy_centre", self.accuracy_centre, limit)
 
     def hard_cells(self) -> list[str]:
-        """Cells where deciding matters: few edge GPUs and many users. Elsewhere most rules do well."""
+        """Cells where deciding matters: few edge GPUs, many users. Elsewhere most rules do well."""
         return [f"N{n}-E{e}" for n in self.num_users for e in self.edge_gpus if n >= 12 and e <= 8]
 
     def cells(self) -> dict[str, PaperScenario]:
@@ -282,16 +283,16 @@ def sample(scenario: Scenario, key: Key) -> Instance:
     return scenario.sample(key)
 
 
-def _uniform(key: Key, shape: tuple[int, ...], bounds: Range):
+def _uniform(key: Key, shape: tuple[int, ...], bounds: Range) -> Array:
     return jax.random.uniform(key, shape, minval=bounds[0], maxval=bounds[1])
 
 
-def _check(good: bool, name: str, value, allowed: str) -> None:
+def _check(good: bool, name: str, value: object, allowed: str) -> None:
     if not good:
         raise ValueError(f"scenario.{name} is {value}; must be {allowed}")
 
 
-def _check_positive(scenario, *names: str) -> None:
+def _check_positive(scenario: Scenario, *names: str) -> None:
     for name in names:
         value = getattr(scenario, name)
         _check(bool(value > 0 and np.isfinite(value)), name, value, "finite and greater than 0")
@@ -301,7 +302,9 @@ def _check_counts(name: str, values: tuple[int, ...]) -> None:
     _check(len(values) > 0 and min(values) >= 1, name, values, "one or more whole numbers >= 1")
 
 
-def _check_range(scenario, name: str, above: float | None = None, at_most: float = np.inf) -> None:
+def _check_range(
+    scenario: Scenario, name: str, above: float | None = None, at_most: float = np.inf
+) -> None:
     low, high = getattr(scenario, name)
     floor_ok = low > above if above is not None else low >= 0
     limit = f"low, high with {'0 <' if above is not None else '0 <='} low <= high"

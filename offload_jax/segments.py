@@ -12,7 +12,7 @@ from functools import reduce
 from operator import add
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Shaped
+from jaxtyping import Array, Bool, Int, Shaped
 
 
 def one_hot(index: Int[Array, "*batch"], size: int) -> Bool[Array, "size *batch"]:

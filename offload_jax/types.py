@@ -51,8 +51,8 @@ STATUS_TEXT = {
     Status.SOLVED: "solved",
     Status.INVALID: (
         "invalid input: a number of the problem is NaN or infinite (only a budget may be "
-        "infinite), or contradicts another (a lower bound above the number of steps, a centre above "
-        "the lower bound, a negative budget, weight, amplitude or rate, a slope that is not "
+        "infinite), or contradicts another (a lower bound above the number of steps, a centre "
+        "above the lower bound, a negative budget, weight, amplitude or rate, a slope that is not "
         "positive, a server that does not exist). The split points are NaN."
     ),
     Status.UNCONVERGED: (

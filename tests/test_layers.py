@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # A folder's own name stands for its __init__.py and comes last of its files.
 LAYERS = (
     "types",
+    "documents",
     "schema",
     "segments",
     "instance",
@@ -61,8 +62,8 @@ LAYERS = (
 
 # Folders with a life of their own: what they may import besides themselves.
 ISLANDS = {
-    "deploy": ("schema",),
-    "hybrid": ("schema", "instance", "scenario", "model"),
+    "deploy": ("documents", "schema"),
+    "hybrid": ("documents", "schema", "instance", "scenario", "model"),
 }
 
 # Third parties that are slow, or reach out of the process: imported in one file only.

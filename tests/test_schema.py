@@ -1,46 +1,18 @@
-"""Files of instances and plans: exact round trips, and refusals that name the place."""
+"""Instances and plans: exact round trips, and each rule refused at its place."""
 
 from __future__ import annotations
 
-import copy
 import json
 import math
-import os
-import pickle
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from samples import INSTANCE, PLAN, M, N, changed, record, refused
 
 from offload_jax import schema
-from offload_jax.schema import SchemaError
 
-N, M = 3, 2
 GOLDEN = Path(__file__).parent / "golden"
-
-INSTANCE = {  # 0.1 + 0.2, 1 / 3 and 5e-324 are here for the exactness of round trips
-    "format": "offload-jax/instance", "version": 1, "name": "tiny é", "steps": 50.0,
-    "bandwidth": 1e8, "servers": [{"budget": 1.5}, {"budget": None}],
-    "batches": [{"server": k, "intercept": 0.01, "capacity": 5.0} for k in range(M)],
-    "interference": [[0.02, 0.0], [0.1 + 0.2, 5e-324]],
-    "users": [
-        {"local_step": 0.3, "alpha": 2.5, "wait": 0.25, "demand": 2, "payload": 1e6,
-         "spectral_efficiency": 4.5, "split_min": 15.0, "accuracy_local": 0.9,
-         "accuracy": [{"floor": 1 / 3, "slope": 0.166, "centre": 20.5 + k} for k in range(M)]}
-        for _ in range(N)
-    ],
-    "optimum": {"objective": -24.0, "deny_all": -37.8, "assignment": [2, 0, 1],
-                "split": [21.5, 50.0, 28.072457], "method": "full enumeration"},
-}  # fmt: skip
-PLAN = {
-    "format": "offload-jax/plan", "version": 1, "assignment": [2, 0, 1],
-    "split": [21.5, 50.0, 1 / 3], "integer_split": [22, 50, 1], "objective": -24.0,
-    "integer_objective": -24.5, "bound": None, "status": "optimal", "seconds": 0.1,
-    "method": "exact",
-}  # fmt: skip
 
 # place, new value (JSON, or `removed`), message from the field's path on
 DOMAIN = """
@@ -120,41 +92,6 @@ def parts(row: str):
     return keys, value if value == "removed" else json.loads(value), message
 
 
-def changed(document, where, value):
-    """A copy of the document with the value at the place; `removed` removes the key."""
-    document = copy.deepcopy(document)
-    node = document
-    for key in where[:-1]:
-        node = node[key]
-    node[where[-1]] = value
-    if value == "removed":
-        del node[where[-1]]
-    return document
-
-
-def places(node, prefix=()):
-    """Every place of a JSON document but its root."""
-    for key, child in node.items() if isinstance(node, dict) else enumerate(node):
-        yield [*prefix, key]
-        if isinstance(child, dict | list):
-            yield from places(child, (*prefix, key))
-
-
-def refused(message: str, read, *args) -> None:
-    with pytest.raises(SchemaError) as caught:
-        read(*args)
-    text = str(caught.value)
-    assert text.startswith(message)
-    assert text.startswith(f"{caught.value.path}: ")
-    assert "; must " in text
-    assert "\n" not in text
-    assert str(pickle.loads(pickle.dumps(caught.value))) == text
-
-
-def record() -> schema.InstanceRecord:
-    return schema.parse_instances(INSTANCE)[0]
-
-
 @rows(DOMAIN, FORM)
 def test_each_rule_is_refused_at_its_place(row):
     where, value, message = parts(row)
@@ -206,41 +143,6 @@ def test_plans_are_refused_at_the_place(row):
     refused(f"p.{message}", check_plan, changed(PLAN, where, value))
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (b'{"a": 1,\n  oops}', ": is not JSON at line 2 column 3 (Expecting property name"),
-        (b'{"a":\n "\xff"}', ": is not UTF-8 at line 2 column 3; must be a JSON object or"),
-        (b"[" * 100_000, ": is nested too deeply at line 1 column 1; must be"),
-        (b"", ": is not JSON at line 1 column 1 (Expecting value)"),
-        (b"3", ": is 3; must be an object"),
-        (b'{"fromat": 3}', ": has the unknown key \"fromat\", nearest to 'format'; must have"),
-        (b'{"format": 1, "format": 1}', ".format: is a repeated key; must be"),
-        (None, ": cannot be read at line 1 column 1 (No such file or directory); must be"),
-    ],
-    ids=lambda value: str(value)[:20],
-)
-def test_a_bad_file_is_refused_by_name_line_and_column(tmp_path, text, message):
-    file = tmp_path / "fleet.json"
-    if text is not None:
-        file.write_bytes(text)
-    for read in (schema.read_instances, schema.read_plans):
-        refused(f"{file}{message}", read, file)
-
-
-@pytest.mark.parametrize("entry", ['"alpha": 1, "alpha": 2', f'"alpha": {"9" * 5000}'])
-def test_repeated_keys_and_endless_integers_are_refused(entry):
-    text = json.dumps(INSTANCE).replace('"alpha": 2.5', entry, 1)
-    refused("f.users[0].alpha: is a", schema.parse_instances, text, "f")
-    refused("f.steps: is an", schema.parse_instances, {**INSTANCE, "steps": 10**5000}, "f")
-
-
-def test_truncation_at_any_byte_is_refused():
-    text = json.dumps(INSTANCE, ensure_ascii=False).encode()
-    for end in range(len(text)):
-        refused("f: is not ", schema.parse_instances, text[:end], "f")
-
-
 def test_round_trips_are_exact(tmp_path):
     file = tmp_path / "instances.json"
     named = changed(INSTANCE, ["batches", 1, "model"], "anime")
@@ -272,60 +174,3 @@ def test_golden_files_round_trip(name, tmp_path):
         pytest.skip(f"no {GOLDEN / name}")
     schema.write_instances(tmp_path / name, schema.read_instances(GOLDEN / name))
     assert json.loads((tmp_path / name).read_text()) == json.loads((GOLDEN / name).read_text())
-
-
-@pytest.mark.parametrize("broken", ["replace", "fsync"])
-def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch, broken):
-    file = tmp_path / "instances.json"
-    schema.write_instances(file, [record()])
-    before = file.read_bytes()
-    bad = replace(record(), alpha=np.full(N, -1.0))
-    refused("records[0].users[0].alpha: is -1;", schema.write_instances, file, [bad])
-    with pytest.raises(FileNotFoundError):
-        schema.write_instances(tmp_path / "missing" / "instances.json", [record()])
-    monkeypatch.setattr(os, broken, lambda *_: os.stat(tmp_path / "missing"))
-    with pytest.raises(FileNotFoundError):
-        schema.write_instances(file, [record(), record()])
-    assert file.read_bytes() == before
-    assert os.listdir(tmp_path) == ["instances.json"]
-
-
-def in_domain(r: schema.InstanceRecord) -> bool:
-    """The domain once more, by hand."""
-    above_0 = [r.steps, r.bandwidth, r.local_step, r.demand, r.spectral_efficiency]
-    above_0 += [r.accuracy_slope, np.diag(r.interference), r.accuracy_local]
-    above_0 += [r.steps - r.accuracy_centre, r.accuracy_local[:, None] - r.accuracy_floor]
-    from_0 = [r.alpha, r.wait, r.payload, r.split_min, r.accuracy_floor, r.intercept, r.capacity]
-    from_0 += [r.interference, r.server, len(r.budget) - 1 - r.server, r.steps - r.split_min]
-    from_0 += [1 - r.accuracy_local, r.optimum.assignment, M - r.optimum.assignment]
-    from_0 += [r.optimum.split, r.steps - r.optimum.split]
-    finite = all(np.isfinite(value).all() for value in above_0 + from_0)
-    signs = [np.all(x > 0) for x in above_0] + [np.all(x >= 0) for x in [*from_0, r.budget]]
-    return finite and all(signs)
-
-
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
-    | st.sampled_from([0, 1, 50, 0.9, 2**53, 10**400]),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
-    max_leaves=5,
-)  # fmt: skip
-
-
-@settings(max_examples=250, deadline=None)
-@given(st.sampled_from(list(places(INSTANCE))), JSON, st.booleans())
-def test_any_value_anywhere_is_refused_or_in_the_domain(where, value, as_text):
-    document = changed(INSTANCE, where, value)
-    try:
-        instances = schema.parse_instances(json.dumps(document) if as_text else document)
-    except SchemaError:
-        return
-    assert in_domain(instances[0])
-
-
-@settings(max_examples=50, deadline=None)
-@given(JSON.filter(lambda document: document != []))
-def test_any_document_is_refused(document):
-    refused("<memory>", schema.parse_instances, document)
-    refused("<memory>", schema.parse_instances, json.dumps(document))
-    refused("<memory>", schema.parse_plan, document)

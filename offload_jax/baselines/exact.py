@@ -30,7 +30,9 @@ def top_b(instance: Instance) -> Int[Array, "users *batch"]:
     """
     users = instance.num_users
 
-    def of_size(size) -> tuple[Float[Array, "*batch"], Int[Array, "users *batch"]]:
+    def of_size(
+        size: Int[Array, ""],
+    ) -> tuple[Float[Array, "*batch"], Int[Array, "users *batch"]]:
         # Gains at step time and air time of a batch of `size`: the user joins `size - 1` others.
         others = jnp.full_like(instance.steps, size - 1)
         times = instance.intercept + model.own_slope(instance) * others

@@ -21,7 +21,7 @@ from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Float, Int
 
 from offload_jax.segments import pick, total
-from offload_jax.splits.problem import SplitProblem, drain
+from offload_jax.splits.problem import SplitProblem, drain, tolerance
 
 # Random problems need 6 Newton steps in the median and 18 at most. Beyond that lie budgets whose
 # use jumps (rows without an accuracy term), where only bisection helps: a bit of the price a step.
@@ -79,7 +79,9 @@ def _rows(problem: SplitProblem) -> _Rows:
 
     def v_at(split: Array) -> Array:
         z = problem.slope * (split - problem.centre)
-        return jnp.maximum(4 * jax.nn.sigmoid(z) * jax.nn.sigmoid(-z), tiny)
+        return jnp.clip(
+            4 * jax.nn.sigmoid(z) * jax.nn.sigmoid(-z), tiny, 1
+        )  # not above 1 by rounding
 
     # Kept positive: then a row without an accuracy term has only its bounds to choose from.
     steepest = jnp.maximum(problem.amplitude * problem.slope / 4, tiny)
@@ -161,21 +163,33 @@ def _bracket(
     # At the largest Delta / rho of a server every row on it runs locally, which is feasible.
     dear = jnp.where(per_step > 0, problem.saving / jnp.where(per_step > 0, problem.rate, 1), 0)
     top = jnp.stack([jnp.max(jnp.where(server == g, dear, 0), axis=0) for g in range(num_servers)])
-    top = jnp.maximum(top, 0)
-    tol = top * (1e-10 if jnp.finfo(dtype).bits == 64 else 1e-6)
+    # Rounding must not hold a row back at its own largest price.
+    hair = 8 * jnp.finfo(dtype).eps
+    top = jnp.maximum(top, 0) * (1 + hair)
+    # A price this near leaves a stationarity residual well below `problem.tolerance`.
+    steepest = jnp.maximum(problem.amplitude * problem.slope / 4, jnp.abs(problem.saving))
+    span = jnp.where(per_step > 0, steepest / jnp.where(per_step > 0, problem.rate, 1), jnp.inf)
+    finest = [jnp.min(jnp.where(server == g, span, jnp.inf), axis=0) for g in range(num_servers)]
+    tol = jnp.minimum(jnp.stack(finest), top) * (tolerance(dtype) * 0.3)
     # use = sum of w rho (T - n) = all_edge - sum of reach * a (n - b): no division in the loop.
     reach = per_step / problem.slope
+    reach_pull = reach * rows.pull
+    # Masks as factors: inside the loop XLA's CPU backend then sums without a selected copy.
+    on_server = [(server == g).astype(dtype) for g in range(num_servers)]
     all_edge = total(server, reach * _logit(rows.v_upper), num_servers) - budget
 
     def excess(price: Array) -> tuple[Array, Array]:
         """Use above the budget, and how fast it falls with the price."""
-        raw = rows.share - pick(server, price) * rows.pull
+        paid = sum(on * price[g] for g, on in enumerate(on_server))
+        raw = rows.share - paid * rows.pull
         v = jnp.clip(raw, rows.v_upper, rows.v_lower)
         r = jnp.sqrt(1 - v)
-        free = (raw == v) & (r > 0)
-        fall = jnp.where(free, reach * rows.pull / jnp.where(free, r * v, 1), 0)
-        used = total(server, reach * jnp.log((1 + r) ** 2 / v), num_servers)
-        return all_edge - used, total(server, fall, num_servers)
+        inside = (raw == v) & (r > 0)
+        fall = jnp.where(inside, reach_pull / jnp.maximum(r * v, jnp.finfo(dtype).tiny), 0)
+        used = reach * jnp.log((1 + r) ** 2 / v)
+        per_server = [(jnp.sum(on * used, axis=0), jnp.sum(on * fall, axis=0)) for on in on_server]
+        used, fall = (jnp.stack(sums) for sums in zip(*per_server, strict=True))
+        return all_edge - used, fall
 
     def unfinished(carry: _Search) -> Array:
         *_, open_, count = carry
@@ -187,15 +201,27 @@ def _bracket(
         low = jnp.where(open_ & (over > 0), jnp.maximum(low, price), low)
         high = jnp.where(open_ & ~(over > 0), jnp.minimum(high, price), high)
         step = over / jnp.where(fall > 0, fall, 1)
-        target = price + step
+        # Newton's target is kept `small` inside the bracket and, at the end, goes `small` beyond the
+        # root: so the bracket closes from its other side too. Arriving alone is no proof, since
+        # the step may come from a steep piece that ends before the root.
+        small = jnp.maximum(tol, hair * high)
+        target = (
+            price + step + jnp.where(jnp.abs(step) <= small, jnp.where(over > 0, small, -small), 0)
+        )
         slow = (high - low > width_before / 2) & (jnp.abs(step) > (high - low) / 10)
-        good = (fall > 0) & (target > low) & (target < high) & ~slow
+        good = (fall > 0) & (target > low - small) & (target < high + small) & ~slow
+        target = jnp.clip(target, low + small, high - small)
         target = jnp.where(good, target, (low + high) / 2)
-        closed = (good & (jnp.abs(step) <= tol)) | (high - low <= 4 * jnp.finfo(dtype).eps * high)
+        closed = high - low <= 2 * small
         price = jnp.where(open_, target, price)
         return price, low, high, high - low, width, open_ & ~closed, count + 1
 
-    carry = (FIRST_GUESS * top, jnp.zeros_like(top), top, top, top, binding, jnp.asarray(0))
-    price, low, high, *_ = jax.lax.while_loop(unfinished, newton, carry)
-    # A closing Newton step lands within tol of the root, whichever side it came from.
-    return jnp.maximum(low, price - tol), jnp.minimum(high, price + tol)
+    # Nothing to search for in a server without a budget: at its largest price all run locally.
+    search = binding & (budget > 0)
+    price, low = jnp.where(search, FIRST_GUESS * top, top), jnp.where(search, 0, top)
+    carry = (price, low, top, top, top, search, jnp.asarray(0))
+    _, low, high, *_ = jax.lax.while_loop(unfinished, newton, carry)
+    # A hair wider, so that a row which jumps at the root is on its lower side at one end and on its
+    # upper at the other, whatever the rounding.
+    low = jnp.where(search, jnp.maximum(low - hair * high, 0), top)
+    return low, jnp.where(search, high * (1 + hair), top)

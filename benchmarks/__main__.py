@@ -1,0 +1,124 @@
+"""The command line: measure, or compare with another commit."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from benchmarks import suite, table
+from benchmarks.suite import UsageError
+
+Names = Annotated[tuple[str, ...], tyro.conf.Positional]
+
+
+@dataclass(frozen=True)
+class RunArguments:
+    """Measure how fast this tree is; print a table and write JSON.
+
+    Another form, `python -m benchmarks compare --against REV`, measures this tree against a commit.
+    """
+
+    names: Names = ()
+    """Benchmarks to run: training, environment, splits, decode. Default: all of them."""
+    out: Path | None = None
+    """JSON file to write."""
+    repeats: int = 9
+    """Timed repeats of every case (fewer, but at least 3, where they would last minutes)."""
+    quick: bool = False
+    """Tiny sizes: to see that everything runs, not how fast."""
+
+
+@dataclass(frozen=True)
+class CompareArguments:
+    """Measure this tree (as it is, uncommitted changes too) and another commit in turn.
+
+    Both run this tree's benchmarks, in fresh processes, in the order A B B A A B ... The table
+    shows the ratio of the rates, this over other, with an interval over the rounds.
+    """
+
+    against: str
+    """The other commit: anything git understands."""
+    names: Names = ()
+    """Benchmarks to compare: training, environment, splits, decode. Default: all of them."""
+    rounds: int = 5
+    """Rounds, each a process per side."""
+    out: Path | None = None
+    """JSON file to write."""
+    repeats: int = 5
+    """Timed repeats of every case in every process."""
+    quick: bool = False
+    """Tiny sizes: to see that everything runs, not how fast."""
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Runs `python -m benchmarks ...`; 0 good, 1 something failed, 2 refused, 130 interrupted."""
+    words = list(sys.argv[1:] if words is None else words)
+    try:
+        return _compare(words[1:]) if words[:1] == ["compare"] else _run(words)
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def _run(words: list[str]) -> int:
+    parsed = tyro.cli(RunArguments, args=words, prog="python -m benchmarks")
+    names = suite.checked_names(parsed.names)
+    _check(parsed)
+    busy = os.getloadavg()[0]
+    if busy > 0.5:
+        print(f"warning: other work keeps {busy:.1f} cores busy; the numbers will suffer")
+    print(table.HEADER)
+    seen: set[str] = set()
+
+    def show(row: suite.Row) -> None:
+        if row["benchmark"] not in seen:
+            print(row["benchmark"])
+        seen.add(row["benchmark"])
+        print("  " + table.measurement(row), flush=True)
+
+    document = suite.run(names, parsed.repeats, parsed.quick, show)
+    _write(document, parsed.out)
+    return 1 if any("error" in row for row in document["results"]) else 0
+
+
+def _compare(words: list[str]) -> int:
+    from benchmarks import compare
+
+    parsed = tyro.cli(CompareArguments, args=words, prog="python -m benchmarks compare")
+    names = suite.checked_names(parsed.names)
+    _check(parsed)
+    if parsed.rounds < 1:
+        raise UsageError(f"rounds is {parsed.rounds}; must be at least 1, and 2 for an interval")
+    document = compare.compare(
+        parsed.against, names, parsed.rounds, parsed.repeats, parsed.quick, print
+    )
+    for line in table.comparison(document):
+        print(line)
+    _write(document, parsed.out)
+    return 0 if document["results"] else 1
+
+
+def _check(parsed: RunArguments | CompareArguments) -> None:
+    if parsed.repeats < 1:
+        raise UsageError(f"repeats is {parsed.repeats}; must be at least 1")
+    suite.checked_out(parsed.out)
+
+
+def _write(document: dict[str, Any], path: Path | None) -> None:
+    if path is not None:
+        path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        print(f"written: {path}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

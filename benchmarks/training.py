@@ -1,0 +1,51 @@
+"""One update of the learner: collecting, advantages and optimiser steps together."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import jax
+
+from benchmarks.timing import Case, Work
+from offload_jax import learner as learning
+from offload_jax.config import load_config
+from offload_jax.learner import Learner
+
+
+def cases(quick: bool) -> list[Case]:
+    """The shipped configurations, the small one first: peak memory never falls."""
+    learners = {name: load_config(name).to_learner() for name in ("smoke", "paper")}
+    if quick:
+        tiny = replace(learners["smoke"].config, instances=4, samples=2)
+        learners = {"smoke": replace(learners["smoke"], config=tiny)}
+    return [
+        Case(
+            f"{name}, {learner.config.instances} instances x {learner.config.samples} samples",
+            "trajectories",
+            partial(_prepare, learner),
+        )
+        for name, learner in learners.items()
+    ]
+
+
+def _prepare(learner: Learner) -> Work:
+    state = jax.jit(partial(learning.init, learner))(jax.random.key(0))
+    trajectories = learner.config.instances * learner.config.samples
+    update = partial(learning.update, learner)
+    return Work(update, [(state,)], trajectories, _notes)
+
+
+def _notes(outputs: Sequence[Any]) -> dict[str, float]:
+    """The process's high-water mark, so far, in memory of the host and of the device."""
+    del outputs
+    unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts bytes there, KiB elsewhere
+    notes = {"peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6}
+    on_device = jax.devices()[0].memory_stats() or {}
+    if "peak_bytes_in_use" in on_device:
+        notes["device_peak_mb"] = on_device["peak_bytes_in_use"] / 1e6
+    return notes
