@@ -15,7 +15,9 @@ import tyro
 from benchmarks import suite, table
 from benchmarks.suite import UsageError
 
-Names = Annotated[tuple[str, ...], tyro.conf.Positional]
+Names = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[NAMES ...]")]
+Out = Annotated[Path | None, tyro.conf.arg(metavar="FILE.json")]
+Quick = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 
 
 @dataclass(frozen=True)
@@ -27,11 +29,11 @@ class RunArguments:
 
     names: Names = ()
     """Benchmarks to run: training, environment, splits, decode. Default: all of them."""
-    out: Path | None = None
+    out: Out = None
     """JSON file to write."""
     repeats: int = 9
     """Timed repeats of every case (fewer, but at least 3, where they would last minutes)."""
-    quick: bool = False
+    quick: Quick = False
     """Tiny sizes: to see that everything runs, not how fast."""
 
 
@@ -49,11 +51,11 @@ class CompareArguments:
     """Benchmarks to compare: training, environment, splits, decode. Default: all of them."""
     rounds: int = 5
     """Rounds, each a process per side."""
-    out: Path | None = None
+    out: Out = None
     """JSON file to write."""
     repeats: int = 5
     """Timed repeats of every case in every process."""
-    quick: bool = False
+    quick: Quick = False
     """Tiny sizes: to see that everything runs, not how fast."""
 
 

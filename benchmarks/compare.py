@@ -52,7 +52,8 @@ def compare(
                 runs[side].append(_run_side(scratch, side, words))
                 seconds = time.perf_counter() - start
                 say(f"round {number + 1}/{rounds} {side}: {seconds:.0f} s")
-    host = next((run["provenance"] for run in runs["this"] if "provenance" in run), {})
+    found = [run["provenance"] for run in runs["this"] if "provenance" in run]
+    host = found[0] if found else {}
     return {
         "date": datetime.now().astimezone().isoformat(timespec="seconds"),
         "this": here,
@@ -85,32 +86,41 @@ def summarize(this: list[dict[str, Any]], other: list[dict[str, Any]]) -> dict[s
     """Rows with ratios for cases that both sides have, and reasons for the others."""
     results, missing = [], []
     for benchmark, case in _cases([*this, *other]):
-        found = [(_row(a, benchmark, case), _row(b, benchmark, case)) for a, b in zip(this, other)]
-        pairs = [(a, b) for a, b in found if "rate" in a and "rate" in b]
+        rounds = [
+            (_row(mine, benchmark, case), _row(theirs, benchmark, case))
+            for mine, theirs in zip(this, other, strict=True)
+        ]
         name = {"benchmark": benchmark, "case": case}
-        if not pairs:
-            reasons = [
-                f"{side}: {rows[0]['error']}"
-                for side, rows in zip(SIDES, zip(*found, strict=True), strict=True)
-                if "error" in rows[0]
-            ]
-            missing.append({**name, "reason": "; ".join(reasons) or "failed in turns"})
-            continue
-        rates = [[float(row["rate"]) for row in rows] for rows in zip(*pairs, strict=True)]
-        ratio, low, high = ratio_interval(*rates)
-        results.append(
-            {
-                **name,
-                "unit": pairs[0][0]["unit"],
-                "rate_this": float(np.median(rates[0])),
-                "rate_other": float(np.median(rates[1])),
-                "ratio": ratio,
-                "low": low,
-                "high": high,
-                "ratios": [a / b for a, b in zip(*rates, strict=True)],
-            }
-        )
+        pairs = [(a, b) for a, b in rounds if "rate" in a and "rate" in b]
+        if pairs:
+            results.append({**name, **_ratio_row(pairs)})
+        else:
+            missing.append({**name, "reason": _reason(rounds)})
     return {"results": results, "missing": missing}
+
+
+def _ratio_row(pairs: Sequence[tuple[Row, Row]]) -> Row:
+    this = [float(a["rate"]) for a, _ in pairs]
+    other = [float(b["rate"]) for _, b in pairs]
+    ratio, low, high = ratio_interval(this, other)
+    return {
+        "unit": pairs[0][0]["unit"],
+        "rate_this": float(np.median(this)),
+        "rate_other": float(np.median(other)),
+        "ratio": ratio,
+        "low": low,
+        "high": high,
+        "ratios": [a / b for a, b in zip(this, other, strict=True)],
+    }
+
+
+def _reason(rounds: Sequence[tuple[Row, Row]]) -> str:
+    """The first error of each side that has one."""
+    texts = []
+    for side, rows in zip(SIDES, zip(*rounds, strict=True), strict=True):
+        errors = [row["error"] for row in rows if "error" in row]
+        texts += [f"{side}: {error}" for error in errors[:1]]
+    return "; ".join(texts)
 
 
 def _cases(runs: list[dict[str, Any]]) -> list[tuple[str, str]]:

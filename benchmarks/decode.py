@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import jax
 
-from benchmarks.timing import VARIANTS, Case, Work
-from offload_jax import learner as learning
+from benchmarks import inputs
+from benchmarks.timing import Case, Work
 from offload_jax.env import EnvConfig
 from offload_jax.instance import Instance
 from offload_jax.learner import Learner, LearnerConfig
@@ -44,9 +45,15 @@ def decode(samples: int, params: Any, instances: Instance, key: jax.Array) -> An
 
 
 def _prepare(scenario: Scenario, samples: int, batch: int) -> Work:
-    learner = Learner(scenario, ENV, NETWORK, LearnerConfig())
-    params = jax.jit(partial(learning.init, learner))(jax.random.key(0)).params
-    sample = jax.jit(partial(learning.sample_instances, scenario, count=batch))
-    keys = jax.random.split(jax.random.key(1), 2 * VARIANTS).reshape(VARIANTS, 2)
-    inputs = [(params, sample(instance_key), draw_key) for instance_key, draw_key in keys]
-    return Work(partial(decode, samples), inputs, batch)
+    # The network works for any number of users and batches, so one scenario's serves all.
+    params = inputs.fresh_state(Learner(PaperScenario(), ENV, NETWORK, LearnerConfig())).params
+    arguments = [
+        (params, instances, key)
+        for instances, key in zip(inputs.batches(scenario, batch), inputs.keys(3), strict=True)
+    ]
+    return Work(partial(decode, samples), arguments, batch, partial(_notes, batch))
+
+
+def _notes(batch: int, outputs: Sequence[Any], seconds: float) -> dict[str, float]:
+    del outputs
+    return {"ms_per_plan": 1e3 * seconds / batch}

@@ -9,10 +9,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from benchmarks.timing import VARIANTS, Case, Work
+from benchmarks import inputs
+from benchmarks.timing import Case, Work
 from offload_jax.env import EnvConfig, State, action_mask, reset, step
 from offload_jax.instance import Instance
-from offload_jax.learner import sample_instances
 from offload_jax.scenario import EdgeScenario, PaperScenario, Scenario
 
 ENV = EnvConfig(order="arrival", reward="dense")
@@ -47,12 +47,11 @@ def play(instances: Instance, key: jax.Array) -> tuple[State, jax.Array]:
 
 
 def _prepare(scenario: Scenario, batch: int) -> Work:
-    sample = jax.jit(partial(sample_instances, scenario, count=batch))
-    keys = jax.random.split(jax.random.key(0), 2 * VARIANTS).reshape(VARIANTS, 2)
-    inputs = [(sample(instance_key), action_key) for instance_key, action_key in keys]
-    return Work(play, inputs, batch * scenario.max_users, _notes)
+    arguments = list(zip(inputs.batches(scenario, batch), inputs.keys(1), strict=True))
+    return Work(play, arguments, batch * scenario.max_users, _notes)
 
 
-def _notes(outputs: Sequence[Any]) -> dict[str, float]:
+def _notes(outputs: Sequence[Any], seconds: float) -> dict[str, float]:
+    del seconds
     granted = [jnp.mean(final.assignment > 0) for final, _ in outputs]
     return {"granted_share": float(jnp.mean(jnp.stack(granted)))}

@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.timing import VARIANTS, Case, Work
+from benchmarks import inputs
+from benchmarks.timing import Case, Work
 from offload_jax.instance import Instance
-from offload_jax.learner import sample_instances
 from offload_jax.scenario import EdgeScenario, PaperScenario, Scenario
 from offload_jax.splits import Solution, SplitProblem, solve_splits
 from offload_jax.value import split_problem
@@ -67,12 +67,12 @@ def forward_backward(problem: SplitProblem, worth: jax.Array) -> tuple[Solution,
     return solution, gradient
 
 
-def draw(scenario: Scenario, batch: int, key: jax.Array) -> tuple[SplitProblem, jax.Array]:
+@jax.jit
+def draw(instances: Instance, key: jax.Array) -> tuple[SplitProblem, jax.Array]:
     """Problems (batch last) and weights of a linear functional of their splits."""
-    instance_key, assignment_key, worth_key = jax.random.split(key, 3)
-    instances = sample_instances(scenario, instance_key, batch)
+    assignment_key, worth_key = jax.random.split(key)
     shape = instances.alpha.shape
-    wanted = jax.random.randint(assignment_key, shape, 0, scenario.num_batches + 1)
+    wanted = jax.random.randint(assignment_key, shape, 0, instances.num_batches + 1)
     problem = split_problem(instances, _within_capacity(instances, wanted))
     return problem, jax.random.normal(worth_key, shape)
 
@@ -88,18 +88,23 @@ def _within_capacity(instances: Instance, wanted: jax.Array) -> jax.Array:
 
 
 def _prepare(scenario: Scenario, backward: bool, layout: str, batch: int) -> Work:
-    sample = jax.jit(partial(draw, scenario, batch))
-    inputs = [sample(key) for key in jax.random.split(jax.random.key(1), VARIANTS)]
+    arguments = [
+        draw(instances, key)
+        for instances, key in zip(inputs.batches(scenario, batch), inputs.keys(2), strict=True)
+    ]
     function: Callable[..., Any] = forward_backward if backward else forward
     if layout == "vmap":
         function = jax.vmap(function)
-        inputs = jax.tree.map(lambda x: jnp.moveaxis(x, -1, 0), inputs)
+        arguments = jax.tree.map(lambda x: jnp.moveaxis(x, -1, 0), arguments)
     notes = partial(_notes, backward, -1 if layout == "vmap" else 0)
-    return Work(function, inputs, batch, notes)
+    return Work(function, arguments, batch, notes)
 
 
-def _notes(backward: bool, server_axis: int, outputs: Sequence[Any]) -> dict[str, float]:
+def _notes(
+    backward: bool, server_axis: int, outputs: Sequence[Any], seconds: float
+) -> dict[str, float]:
     """Shares of problems and of servers whose budget binds, and how well all was solved."""
+    del seconds
     solutions = [output[0] if backward else output for output in outputs]
     binds = np.concatenate([np.moveaxis(s.price > 0, server_axis, -1) for s in solutions])
     return {

@@ -15,7 +15,6 @@ import numpy as np
 MIN_REPEAT_S = 0.05
 # A case whose repeats would last longer than this gets fewer, but at least three.
 MAX_CASE_S = 40.0
-VARIANTS = 4  # different inputs of a case, taken in turn, so that no one draw decides
 
 
 @dataclass(frozen=True)
@@ -25,8 +24,8 @@ class Work:
     function: Callable[..., Any]  # jitted here
     inputs: Sequence[tuple[Any, ...]]  # argument tuples, taken in turn
     amount: float  # units of work in one call
-    # Further numbers of the case, from the outputs of one call per input; asked after timing.
-    notes: Callable[[Sequence[Any]], dict[str, float]] = lambda outputs: {}
+    # Further numbers of the case, from one call's output per input and the seconds of a call.
+    notes: Callable[[Sequence[Any], float], dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ def measure(case: Case, repeats: int) -> dict[str, Any]:
         "unit": f"{case.unit}/s",
         "target": case.target,
         **_program_memory(compiled),
-        **work.notes(outputs),
+        **work.notes(outputs, float(median)),
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,6 +12,7 @@ from typing import Any
 
 import jax
 
+from benchmarks import inputs
 from benchmarks.timing import Case, Work
 from offload_jax import learner as learning
 from offload_jax.config import load_config
@@ -34,17 +36,21 @@ def cases(quick: bool) -> list[Case]:
 
 
 def _prepare(learner: Learner) -> Work:
-    state = jax.jit(partial(learning.init, learner))(jax.random.key(0))
+    state = inputs.fresh_state(learner)
     trajectories = learner.config.instances * learner.config.samples
     update = partial(learning.update, learner)
-    return Work(update, [(state,)], trajectories, _notes)
+    decisions = trajectories * statistics.mean(learner.scenario.num_users)  # padding is none
+    return Work(update, [(state,)], trajectories, partial(_notes, decisions))
 
 
-def _notes(outputs: Sequence[Any]) -> dict[str, float]:
-    """The process's high-water mark, so far, in memory of the host and of the device."""
+def _notes(decisions: float, outputs: Sequence[Any], seconds: float) -> dict[str, float]:
+    """Decisions, and the process's high-water mark, so far, in memory of host and device."""
     del outputs
     unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts bytes there, KiB elsewhere
-    notes = {"peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6}
+    notes = {
+        "decisions_per_s": decisions / seconds,
+        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6,
+    }
     on_device = jax.devices()[0].memory_stats() or {}
     if "peak_bytes_in_use" in on_device:
         notes["device_peak_mb"] = on_device["peak_bytes_in_use"] / 1e6

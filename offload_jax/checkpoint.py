@@ -56,7 +56,7 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def best(self) -> int | None:
-        """Step with the smallest gap; the newest where none was evaluated, None where none exists."""
+        """Step with the smallest gap; the newest where none was evaluated, None where none is."""
         best = self._manager.best_step()
         return self.latest() if best is None else best
 
@@ -71,8 +71,8 @@ class Checkpoints:
         except Exception as error:
             raise CheckpointError(
                 f"checkpoint {self.folder / str(step)} cannot be restored "
-                f"({type(error).__name__}: {str(error).splitlines()[0]}); it is damaged or was written "
-                "with another configuration. Remove that folder to use the one before it."
+                f"({type(error).__name__}: {str(error).splitlines()[0]}); it is damaged or was "
+                "written with another configuration. Remove that folder to use the one before it."
             ) from error
 
     def wait(self) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tyro
 from rich.console import Console
@@ -83,7 +83,7 @@ class InfoArguments:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs `offload-jax COMMAND ...`; returns the exit status (0 good, 1 refused, 130 interrupted)."""
+    """Runs `offload-jax COMMAND ...`; returns its status (0 good, 1 refused, 130 interrupted)."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     commands = {"train": train, "eval": evaluate, "info": info}
     if words and words[0] in commands:
@@ -144,18 +144,16 @@ def _train(words: list[str]) -> int:
     target = parsed.run or runs.new_folder(config)
     print(f"run directory: {target}", flush=True)
     rows = read_rows(target / "metrics.jsonl")
-    with _progress(config, rows[-1]["step"] if rows else 0) as show:
+    with _Progress(config, rows[-1]["step"] if rows else 0) as show:
         result = runs.train(config, [show], target, warn=show.warn)
     evaluated = [row for row in result.rows if "gap" in row]
     if evaluated:
         best = min(evaluated, key=lambda row: row["gap"])
-        print(
-            f"best gap {100 * best['gap']:.3f} % at update {best['step']}; curve: {target}/learning_curve.png"
-        )
+        print(f"best gap {100 * best['gap']:.3f} % at update {best['step']}")
+        print(f"learning curve: {target}/learning_curve.png")
     if not result.finished:
-        print(
-            f"stopped at update {result.step} of {config.learner.updates}; go on with: train.py --run {target}"
-        )
+        print(f"stopped at update {result.step} of {config.learner.updates}")
+        print(f"go on with: python train.py --run {target}")
         return 130
     print(f"compare it with the baselines: python eval.py --run {target}")
     return 0
@@ -178,14 +176,13 @@ def _dry_run(config: TrainConfig) -> int:
     size = sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(state.params))
     trajectories = config.learner.instances * config.learner.samples
     print(to_yaml(config), end="")
-    print(
-        f"# {size:,.0f} parameters; {config.learner.updates:,} updates of {trajectories:,} trajectories"
-    )
+    updates = config.learner.updates
+    print(f"# {size:,.0f} parameters; {updates:,} updates of {trajectories:,} trajectories")
     print("# everything fits and compiles; nothing was written")
     return 0
 
 
-class _progress:
+class _Progress:
     """A bar on a terminal, plain lines elsewhere; a callback of `runs.train`."""
 
     def __init__(self, config: TrainConfig, done: float) -> None:
@@ -203,7 +200,7 @@ class _progress:
                 console=self.console,
             )
 
-    def __enter__(self) -> _progress:
+    def __enter__(self) -> _Progress:
         if self.bar:
             self.bar.start()
             self.task = self.bar.add_task("compiling", total=self.updates)
@@ -295,9 +292,11 @@ def _cells_of_file(path: Path) -> dict[str, Instance]:
         groups.setdefault((instance.num_batches, instance.num_servers), []).append(instance)
     if not groups:
         raise ConfigError(f"instances is {str(path)!r}, which holds none; must hold at least one")
-    if len(groups) == 1:
-        return {path.stem: stack(group) for group in groups.values()}
-    return {f"{path.stem} M{m} G{g}": stack(group) for (m, g), group in groups.items()}
+    only = len(groups) == 1
+    return {
+        path.stem if only else f"{path.stem} M{m} G{g}": stack(group)
+        for (m, g), group in groups.items()
+    }
 
 
 def _write_comparison(
@@ -324,12 +323,14 @@ def _write_comparison(
 
 
 def _write_plans(path: Path, cells: dict[str, Instance], methods: dict, out: Path) -> None:
-    """Plans of the last method named (the policy's strongest decoding), and a picture of the first."""
+    """Plans of the last method named (the policy's strongest decoding); a picture of the first."""
     name, decide = list(methods.items())[-1]
     plans = []
     for instances in cells.values():
-        seconds = float("nan")
-        plans += to_plans(instances, decide(instances), name, seconds)
+        jax.block_until_ready(decide(instances))  # compiles
+        start = time.perf_counter()
+        assignment = jax.block_until_ready(decide(instances))
+        plans += to_plans(instances, assignment, name, time.perf_counter() - start)
     schema.write_plans(out / "plans.json", plans)
     first = from_record(schema.read_instances(path)[0])
     report.plan_figure(first, plans[0], out / "plan.png")

@@ -1,9 +1,9 @@
-"""One training run's settings: the modules' own records, read from YAML, checked before compiling."""
+"""A training run's settings: the modules' own records, read from YAML, checked before compiling."""
 
 from __future__ import annotations
 
 import difflib
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ class TrainConfig:
         """Raises ConfigError for the first impossible setting."""
         for part in fields(self):
             value: Any = getattr(self, part.name)
-            if is_dataclass(value):
+            if hasattr(value, "validate"):
                 try:
                     value.validate()
                 except ValueError as error:
@@ -69,7 +69,7 @@ class TrainConfig:
 
 
 def preset_folder() -> Path:
-    """Where the shipped YAML files are: inside the installed package, or beside it in a checkout."""
+    """Where the shipped YAML files are: inside the installed package, or beside a checkout's."""
     package = Path(__file__).resolve().parent
     return next(
         (f for f in (package / "configs", package.parent / "configs") if f.is_dir()), package
@@ -84,8 +84,8 @@ def presets() -> list[str]:
 def load_config(source: str | Path) -> TrainConfig:
     """A shipped configuration by name, or any YAML file by path.
 
-    Settings left out keep their defaults. Raises ConfigError for an unknown name, an unreadable file,
-    an unknown setting (naming the nearest), a wrong type or an impossible value.
+    Settings left out keep their defaults. Raises ConfigError for an unknown name, an unreadable
+    file, an unknown setting (naming the nearest), a wrong type or an impossible value.
     """
     path = Path(source)
     if str(source) in presets():
@@ -101,7 +101,7 @@ def load_config(source: str | Path) -> TrainConfig:
 def parse_config(text: str, source: str = "<text>") -> TrainConfig:
     """The configuration in a YAML text; `source` names it in errors."""
     try:
-        settings = yaml.load(text, _StrictLoader)  # noqa: S506 (a SafeLoader)
+        settings = yaml.load(text, _StrictLoader)  # a SafeLoader
     except yaml.YAMLError as error:
         raise ConfigError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
     settings = {} if settings is None else settings

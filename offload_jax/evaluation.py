@@ -1,7 +1,8 @@
 """Paired comparison: every method decides the same instances, measured by its gap to the best.
 
-The gap of a plan is (U_best - U) / (U_best - U_deny): 0 is the optimum, 1 is denying everybody. Where
-an exact method applies U_best is proven; elsewhere it is the best any compared method found, and
+The gap of a plan is (U_best - U) / (U_best - U_deny): 0 is the optimum, 1 is denying everybody.
+Where an exact method applies U_best is proven; elsewhere it is the best that any compared method
+found, and
 the result says which.
 """
 
@@ -78,7 +79,8 @@ def sample_cells(
 ) -> dict[str, Instance]:
     """`per_cell` instances of every cell of a scenario (batch last), padded to one common N."""
     cells = {}
-    for i, (name, cell) in enumerate(scenario.cells().items()):
+    named: dict[str, Any] = dict(scenario.cells())
+    for i, (name, cell) in enumerate(named.items()):
         keys = jax.random.split(jax.random.fold_in(key, i), per_cell)
         instances = jax.jit(jax.vmap(cell.sample, out_axes=-1))(keys)
         cells[name] = pad_users(instances, scenario.max_users)
@@ -91,10 +93,16 @@ def deciders(
     """The methods to compare by name: baselines, and the policy for every number of samples."""
     names = list(METHODS) if methods is None else methods
     chosen: dict[str, Decider] = {name: jax.jit(METHODS[name].assign) for name in names}
-    for count in samples if policy is not None else ():
+    for count in samples:
+        if policy is None:
+            break
         name = "policy, greedy" if count == 1 else f"policy, best of {count}"
-        chosen[name] = lambda instances, count=count: best_of(policy, instances, count, key)[0]
+        chosen[name] = _sampler(policy, count, key)
     return chosen
+
+
+def _sampler(policy: Policy, count: int, key: Key) -> Decider:
+    return lambda instances: best_of(policy, instances, count, key)[0]
 
 
 def compare(
@@ -103,7 +111,7 @@ def compare(
     hard: Sequence[str] = (),
     progress: Callable[[str, str], None] = lambda cell, method: None,
 ) -> Comparison:
-    """Every method on every cell, the same instances for all; `progress(cell, method)` is called before each.
+    """Every method on every cell, the same instances for all; calls `progress(cell, method)` first.
 
     Rows of the cells are followed by rows of all instances together (cell "all"), and of the cells
     named in `hard` (cell "hard").
@@ -180,7 +188,7 @@ def _summary(method: str, cell: str, parts: list[_Found]) -> Row:
 def validation_set(
     scenario: PaperScenario | EdgeScenario, count: int, key: Key
 ) -> tuple[Instance, jax.Array, str]:
-    """Fixed instances to watch training by: (instances, reference gains in s, what the reference is).
+    """Fixed instances to watch training by: (instances, reference gains in s, its method).
 
     The optimum where the top-b oracle applies, else reduced-greedy (then a gap can fall below 0).
     """

@@ -42,6 +42,7 @@ class Observation:
     reduced: Float[Array, "candidates batches *batch"]  # reduced gain as a share of T l
     overall: Float[Array, "state_features *batch"]
     mask: Bool[Array, "actions *batch"]  # legal actions
+    adaptive: bool = struct.field(pytree_node=False)  # layout of the actions: env.num_actions
 
 
 def local_time(instance: Instance) -> Scalar:
@@ -114,7 +115,10 @@ def observe(
     """Everything about a state that the next decision needs, reduced gains included."""
     unit, local = local_time(instance), instance.steps * instance.local_step
     placed = model.place(instance, state.assignment)
-    gains = pair_gains(instance, placed, state.split, state.price)  # (users, batches)
+    # Padded users show zeros, whatever their numbers are.
+    demand, local = (jnp.where(instance.mask, x, 0) for x in (instance.demand, local))
+    gains = pair_gains(instance, placed, state.split, state.price)
+    gains = jnp.where(instance.mask[:, None], gains, 0)  # (users, batches)
     undecided = (~state.decided & ~state.stopped).astype(gains.dtype)
     granted = placed.granted.astype(gains.dtype)
     adaptive = env.order == "adaptive"
@@ -129,7 +133,6 @@ def observe(
         )
         return jnp.sum(x * chosen, axis=0, keepdims=True)
 
-    demand = instance.demand
     left = jnp.maximum(instance.capacity - state.load, 0)  # (batches,)
     waiting = undecided * demand
     gain, seconds, images = (
@@ -176,4 +179,5 @@ def observe(
         reduced=reduced,
         overall=jnp.stack(overall),
         mask=action_mask(instance, state, env),
+        adaptive=adaptive,
     )

@@ -30,7 +30,7 @@ class LearnerConfig:
     """Settings of the learner."""
 
     baseline: Baseline = "shared"  # shared: the other samples of the instance; critic: GAE
-    updates: int = 600
+    updates: int = 400
     instances: int = 128  # per update
     samples: int = 16  # trajectories of each instance
     epochs: int = 1  # passes over the samples of one update
@@ -169,14 +169,16 @@ def advantages(learner: Learner, instances: Instance, final: State, batch: Trans
         advantage = jnp.broadcast_to(advantage, batch.reward.shape)
         return Targets(advantage=advantage, value=jnp.zeros_like(advantage))
     unit = 0.1 * local_time(instances)[:, None]  # the critic predicts returns in all-local times
-    over_streams = jax.vmap(
-        jax.vmap(losses.generalized_advantage, in_axes=(1, 1, None), out_axes=1),
-        in_axes=(1, 1, None),
-        out_axes=1,
-    )
-    raw = over_streams(batch.reward / unit, batch.value, learner.config.gae_decay)
+
+    def one_stream(rewards: Array, values: Array, free: Array) -> tuple[Array, Array]:
+        values = losses.forced_values(values, rewards, free)
+        advantage = losses.generalized_advantage(rewards, values, learner.config.gae_decay)
+        return advantage, advantage + values
+
+    over_streams = jax.vmap(jax.vmap(one_stream, in_axes=1, out_axes=1), in_axes=1, out_axes=1)
+    raw, target = over_streams(batch.reward / unit, batch.value, batch.real)
     users = model.num_real_users(instances)[:, None]
-    return Targets(advantage=raw * 10 * unit * users / scale, value=raw + batch.value)
+    return Targets(advantage=raw * 10 * unit * users / scale, value=target)
 
 
 def optimize(

@@ -35,8 +35,27 @@ def generalized_advantage(
         advantage = error + decay * advantage
         return advantage, advantage
 
-    _, advantages = jax.lax.scan(accumulate, jnp.zeros(()), errors, reverse=True)
+    _, advantages = jax.lax.scan(accumulate, jnp.zeros((), errors.dtype), errors, reverse=True)
     return advantages
+
+
+def forced_values(
+    values: Float[Array, "steps"], rewards: Float[Array, "steps"], free: Bool[Array, "steps"]
+) -> Float[Array, "steps"]:
+    """The critic's values, at steps without a choice replaced by what must follow: r_t + V_{t+1}.
+
+    The critic is not trained there (padded users, after a stop), so its own values mean nothing.
+    """
+
+    def back(
+        following: Float[Array, ""], step: tuple[Array, Array, Array]
+    ) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        value, reward, choice = step
+        value = jnp.where(choice, value, reward + following)
+        return value, value
+
+    start = jnp.zeros((), values.dtype)
+    return jax.lax.scan(back, start, (values, rewards, free), reverse=True)[1]
 
 
 def clipped_surrogate(log_ratio: Scalar, advantage: Scalar, clip: Scalar | float) -> Scalar:

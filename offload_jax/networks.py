@@ -102,7 +102,7 @@ class ActorCritic(nn.Module):
         granted = observation.granted @ encoding.users / encoding.count
         context = encoding.overall + self.step_overall(observation.overall)
         context = context + self.keys["undecided"](undecided) + self.keys["granted"](granted)
-        adaptive = observation.mask.shape[0] > encoding.batches.shape[0] + 1
+        adaptive = observation.adaptive
         if adaptive:
             candidate, users, pairs = observation.undecided, encoding.users, encoding.pairs
         else:

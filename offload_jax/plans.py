@@ -1,4 +1,4 @@
-"""From assignments to plans that can be executed: optimal splits, whole splits, what they are worth."""
+"""From assignments to plans that can be executed: optimal splits, whole splits, their worth."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def to_plans(
     proves its plans, so that the objective is also the bound.
     """
     rounded = jax.device_get(execute(instances, assignment, solver))
-    mask, assignment = np.asarray(instances.mask), np.asarray(assignment)
+    mask, granted = np.asarray(instances.mask), np.asarray(assignment)
     count = mask.shape[-1]
     plans = []
     for i in range(count):
@@ -63,7 +63,7 @@ def to_plans(
             status = Status(int(outcome.status[i])).name.lower()
         plans.append(
             Plan(
-                assignment=assignment[real, i].astype(np.int64),
+                assignment=granted[real, i].astype(np.int64),
                 split=outcome.split[real, i].astype(np.float64),
                 integer_split=rounded.integer_split[real, i].astype(np.int64),
                 objective=objective,

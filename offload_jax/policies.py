@@ -48,17 +48,26 @@ def best_of(
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _greedy(network: NetworkConfig, env: EnvConfig, params: Any, instances: Instance):
+def _greedy(
+    network: NetworkConfig, env: EnvConfig, params: Any, instances: Instance
+) -> tuple[Assignment, Float[Array, "*batch"]]:
     module, key = ActorCritic(network), jax.random.key(0)
     final, _ = unroll(module, params, instances, 1, key, greedy_action, env, record=False)
     return final.assignment, final.gain
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
-def _best_of(network: NetworkConfig, env: EnvConfig, samples: int, params, instances, key):
+def _best_of(
+    network: NetworkConfig,
+    env: EnvConfig,
+    samples: int,
+    params: Any,
+    instances: Instance,
+    key: Key,
+) -> tuple[Assignment, Float[Array, "*batch"]]:
     module = ActorCritic(network)
 
-    def first_greedy(logits: Float[Array, "instances samples actions"], key: Key):
+    def first_greedy(logits: Array, key: Key) -> Array:
         sampled = sample_action(logits, key)
         return sampled.at[:, 0].set(jnp.argmax(logits[:, 0], axis=-1))
 
@@ -74,8 +83,8 @@ def decide(
 ) -> list[Plan]:
     """One plan per instance (of the same M and G; users may differ in number).
 
-    samples = 1 decodes greedily; more also samples and keeps each instance's best plan. Compiled once
-    per (number of instances, largest N); `seconds` of the plans excludes compiling.
+    samples = 1 decodes greedily; more also samples and keeps each instance's best plan. Compiled
+    once per (number of instances, largest N); `seconds` of the plans excludes compiling.
     """
     batch = stack(instances)
     key = jax.random.key(0) if key is None else key

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from offload_jax import model
@@ -23,11 +24,12 @@ LOCAL_COLOUR, WAIT_COLOUR, AIR_COLOUR = "#E69F00", "#DDDDDD", "#555555"
 
 
 def markdown(comparison: Comparison) -> str:
-    """The comparison as a Markdown table: one line per method, all instances (and the hard cells)."""
+    """The comparison as a Markdown table, one line per method: all instances and the hard cells."""
     cells = comparison.cells()
     wide = ALL if ALL in cells else cells[0]
     lines = [
-        "| method | mean gap % | 95 % interval | worst cell % | p95 % | max % | hard cells % | ms per plan |",
+        "| method | mean gap % | 95 % interval | worst cell % | p95 % | max % | hard cells % "
+        "| ms per plan |",
         "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for method in comparison.methods():
@@ -92,7 +94,7 @@ def gap_figure(comparison: Comparison, path: Path) -> None:
 def plan_figure(instance: Instance, plan: Plan, path: Path, title: str = "") -> None:
     """Writes a PNG of one plan: a bar per user, who runs where, when and for how many steps."""
     batch = plan.assignment
-    placed = model.place(instance, np.asarray(batch, np.int32))
+    placed = model.place(instance, jnp.asarray(batch, jnp.int32))
     local_step, wait = np.asarray(instance.local_step), np.asarray(instance.wait)
     steps, edge_step = float(instance.steps), np.asarray(placed.edge_step)
     transfer = np.asarray(placed.transfer)

@@ -35,14 +35,15 @@ class Transition:
 def sample_action(logits: Float[Array, "*batch actions"], key: Key) -> Int[Array, "*batch"]:
     """Samples by inverse CDF: one uniform per row, 6-10x faster than Gumbel noise on CPUs.
 
-    An action with logit minus infinity is never returned, whatever the rounding.
+    An action with probability 0 is never returned, whatever the rounding of the sums: the answer is
+    the last possible action with no more than the draw before it, and the first has 0 before it.
     """
-    cumulative = jnp.cumsum(jax.nn.softmax(logits, axis=-1), axis=-1)
+    probability = jax.nn.softmax(logits, axis=-1)
+    cumulative = jnp.cumsum(probability, axis=-1)
+    before = jnp.concatenate([jnp.zeros_like(cumulative[..., :1]), cumulative[..., :-1]], axis=-1)
     draw = jax.random.uniform(key, (*logits.shape[:-1], 1)) * cumulative[..., -1:]
-    action = jnp.sum(cumulative <= draw, axis=-1)
-    size = logits.shape[-1]
-    last_legal = size - 1 - jnp.argmax(jnp.isfinite(logits[..., ::-1]), axis=-1)
-    return jnp.minimum(action, last_legal)
+    reached = (probability > 0) & (before <= draw)
+    return jnp.max(jnp.where(reached, jnp.arange(logits.shape[-1]), 0), axis=-1)
 
 
 def greedy_action(logits: Float[Array, "*batch actions"], key: Key) -> Int[Array, "*batch"]:

@@ -216,11 +216,9 @@ def _stop_requests() -> Iterator[threading.Event]:
 def _write_about(folder: Path, config: TrainConfig) -> dict[str, Any]:
     """Writes config.yaml and run.json; a run that goes on keeps its id and notes the restart."""
     path = folder / "run.json"
-    about = (
-        json.loads(path.read_text())
-        if path.exists()
-        else {"id": uuid.uuid4().hex[:8], "starts": []}
-    )
+    about: dict[str, Any] = {"id": uuid.uuid4().hex[:8], "starts": []}
+    if path.exists():
+        about = json.loads(path.read_text())
     about["starts"].append({"time": datetime.now().astimezone().isoformat(), **provenance()})
     path.write_text(json.dumps(about, indent=1))
     (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
@@ -284,7 +282,7 @@ def load_policy(folder: str | Path, which: str = "best") -> Policy:
 
 
 def newest_run(parent: Path = Path("runs")) -> Path:
-    """The run directory under `parent` that was started last. Raises ConfigError where there is none."""
+    """The run directory under `parent` that was started last; ConfigError where there is none."""
     found = sorted(parent.glob("*/config.yaml"), key=lambda path: path.stat().st_mtime)
     if not found:
         raise ConfigError(f"no run under {parent}/; train one first, or name one with --run DIR")
@@ -305,7 +303,7 @@ def resumed(saved: TrainConfig, wanted: TrainConfig) -> TrainConfig:
     for part in fields(TrainConfig):
         if getattr(same, part.name) != getattr(wanted, part.name):
             raise ConfigError(
-                f"{part.name} differs from the run's config.yaml; a run that goes on may change only "
-                "run.*, tracking.* and learner.updates. Start a new run for anything else."
+                f"{part.name} differs from the run's config.yaml; a run that goes on may change "
+                "only run.*, tracking.* and learner.updates. Start a new run for anything else."
             )
     return wanted

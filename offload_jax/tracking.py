@@ -7,9 +7,11 @@ failure it stays off and says once how to upload later.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -39,19 +41,21 @@ class TrackingConfig:
 class MetricsFile:
     """Append-only rows of numbers, each on disk (fsync) when `append` returns."""
 
-    def __init__(self, path: Path, before_step: int | None = None) -> None:
-        """Opens or creates; rows from step `before_step` on and a torn last row are dropped."""
+    def __init__(self, path: Path, up_to_step: int | None = None) -> None:
+        """Opens or creates; rows after step `up_to_step` and a torn last row are dropped."""
         self.path = path
-        rows = [row for row in read_rows(path) if before_step is None or row["step"] <= before_step]
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        os.replace(temporary, path)
-        self._file = path.open("a", encoding="utf-8")
+        rows = [row for row in read_rows(path) if up_to_step is None or row["step"] <= up_to_step]
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        if not path.exists() or path.read_bytes() != text.encode():
+            replace_text(path, text)
+        self._file = path.open("ab", buffering=0)
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Writes one row; raises OSError (a full disk, say) rather than lose it silently."""
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
+        line = (json.dumps(row) + "\n").encode()
+        if self._file.write(line) != len(line):
+            # Only a full disk cuts a line short; the next opening drops what is there of it.
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
@@ -63,59 +67,81 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_bytes().splitlines():
         try:
             rows.append(json.loads(line))
-        except json.JSONDecodeError:
+        except ValueError:  # of JSON, or of UTF-8
             break
     return rows
 
 
+def replace_text(path: Path, text: str) -> None:
+    """Writes a file as a whole: whatever stops it, the path holds the old text or the new."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
 class Mirror:
-    """Weights & Biases, held at arm's length. Use as a context manager."""
+    """Weights & Biases, held at arm's length. Use as a context manager.
 
-    def __init__(self, config: TrackingConfig, folder: Path, run_id: str, settings: dict) -> None:
-        self.warning: str | None = None  # set once, by the first failure
-        self.folder = folder
+    `warn` is told, once, what went wrong and how to upload later.
+    """
+
+    def __init__(
+        self,
+        config: TrackingConfig,
+        folder: Path,
+        run_id: str,
+        settings: dict[str, Any],
+        warn: Callable[[str], None] = print,
+    ) -> None:
+        self.folder, self.warn = folder, warn
+        self._warned = False
         self._run: Any = None
-        if config.wandb != "off":
-            self._start(config, run_id, settings)
-
-    def _start(self, config: TrackingConfig, run_id: str, settings: dict) -> None:
+        if config.wandb == "off":
+            return
         try:
-            import wandb
-
-            # Artifacts are staged outside the run by default, where a container would lose them.
-            os.environ.setdefault("WANDB_DATA_DIR", str(self.folder))
-            os.environ.setdefault("WANDB_CACHE_DIR", str(self.folder / "wandb-cache"))
-            common = {
-                "project": config.project,
-                "group": config.group,
-                "tags": list(config.tags),
-                "config": settings,
-                "dir": str(self.folder),
-                "resume": "allow",
-            }
-            options = {
-                "init_timeout": INIT_SECONDS,
-                "finish_timeout": FINISH_SECONDS,
-                "console": "off",
-                "silent": True,
-            }
-            try:
-                self._run = wandb.init(
-                    mode=config.wandb, id=run_id, settings=wandb.Settings(**options), **common
-                )
-            except Exception as error:
-                if config.wandb == "offline":
-                    raise
-                # The failed run keeps its id until the service goes down with it.
-                wandb.teardown()
-                offline = wandb.Settings(**options)
-                self._run = wandb.init(mode="offline", id=run_id, settings=offline, **common)
-                self._fail(error, "could not connect; logging offline")
+            self._run = self._start(config, run_id, settings)
         except Exception as error:
             self._fail(error, "switched off")
+
+    def _start(self, config: TrackingConfig, run_id: str, settings: dict[str, Any]) -> Any:
+        import wandb
+
+        def start(mode: Literal["offline", "online"]) -> Any:
+            return wandb.init(
+                mode=mode,
+                id=run_id,
+                resume="allow",
+                dir=str(self.folder),
+                project=config.project,
+                group=config.group,
+                tags=list(config.tags),
+                config=settings,
+                settings=wandb.Settings(
+                    init_timeout=INIT_SECONDS,
+                    login_timeout=INIT_SECONDS,
+                    finish_timeout=FINISH_SECONDS,
+                    console="off",
+                    silent=True,
+                ),
+            )
+
+        with _logs_under(self.folder / "wandb"):
+            if config.wandb != "online":
+                return start("offline")
+            try:
+                return start("online")
+            except Exception as error:
+                # The failed run keeps its id until the service goes down with it.
+                wandb.teardown()
+                run = start("offline")
+                self._fail(error, "could not connect; logging offline")
+                return run
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Mirrors one row; never raises."""
@@ -124,14 +150,28 @@ class Mirror:
         try:
             self._run.log(dict(row), step=int(row["step"]))
         except Exception as error:
-            self._run = None
             self._fail(error, "switched off")
+            self._finish(exit_code=1)
+
+    def _finish(self, exit_code: int) -> None:
+        run, self._run = self._run, None
+        try:
+            run.finish(exit_code=exit_code)
+        except Exception as error:
+            self._fail(error, "did not finish")
+            with contextlib.suppress(Exception):  # a dead service would complain again at exit
+                import wandb
+
+                wandb.teardown()
 
     def _fail(self, error: Exception, outcome: str) -> None:
+        if self._warned:
+            return
+        self._warned = True
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        self.warning = (
+        self.warn(
             f"W&B: {outcome} ({type(error).__name__}: {reason}). metrics.jsonl has every row; "
-            f"upload later with: wandb sync {self.folder / 'wandb'}/offline-run-*"
+            f"upload later with: wandb sync {self.folder / 'wandb'}/*run-*"
         )
 
     def __enter__(self) -> Mirror:
@@ -144,7 +184,18 @@ class Mirror:
         trace: TracebackType | None,
     ) -> None:
         if self._run is not None:
-            try:
-                self._run.finish(exit_code=0 if kind is None else 1)
-            except Exception as failure:
-                self._fail(failure, "did not finish")
+            self._finish(exit_code=0 if kind is None else 1)
+
+
+@contextlib.contextmanager
+def _logs_under(folder: Path) -> Iterator[None]:
+    """Has the W&B service, started inside, keep its logs in `folder` instead of the user's home."""
+    folder.mkdir(parents=True, exist_ok=True)
+    name = "WANDB_CACHE_DIR"
+    chosen = os.environ.get(name)
+    os.environ.setdefault(name, str(folder.resolve()))
+    try:
+        yield
+    finally:
+        if chosen is None:
+            del os.environ[name]

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any, get_type_hints
+import inspect
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +26,7 @@ EVALUATE = jax.jit(evaluate)
 
 def conforms(record: Any) -> bool:
     """Whether the fields of a struct have the types, axes and common sizes of their annotations."""
-    hints = get_type_hints(type(record))
+    hints = inspect.get_annotations(type(record), eval_str=True)
     with jaxtyped("context"):
         return all(isinstance(getattr(record, f.name), hints[f.name]) for f in fields(record))
 
@@ -51,8 +52,8 @@ def zoo(seed: int, problems: int, rows: int, servers: int, **fixed: Any) -> dict
     """Random problems as float64 arrays; `fixed` replaces fields before budgets are drawn.
 
     Times and rates as in the edge scenario and wider. Among the rows: linear ones (amplitude 0),
-    lo = b, lo = T, nothing to save, weight 0, not granted. Among the budgets: a part of what is used
-    without a price, slack, zero, infinite, and servers that no row uses.
+    lo = b, lo = T, nothing to save, weight 0, not granted. Among the budgets: a part of what is
+    used without a price, slack, zero, infinite, and servers that no row uses.
     """
     r = np.random.default_rng(seed)
     shape = (rows, problems)
@@ -146,7 +147,5 @@ def kkt(p: dict[str, np.ndarray], split: np.ndarray, price: np.ndarray) -> np.nd
 @functools.cache
 def herd(name: str) -> dict[str, np.ndarray]:
     """The shapes shared by tests, so that each is compiled once."""
-    problems, rows, servers = {"small": (900, 8, 3), "wide": (600, 24, 8), "long": (520, 64, 2)}[
-        name
-    ]
+    problems, rows, servers = {"small": (1000, 8, 3), "long": (1100, 64, 8)}[name]
     return zoo(len(name), problems, rows, servers)

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
-import numpy as np
 
 from offload_jax.baselines.exact import refuse_top_b, top_b
 from offload_jax.baselines.heuristics import deny, grant, greedy, myopic, reduced_greedy
@@ -65,6 +64,6 @@ def solve(instance: Instance, method: str, budget_s: float | None = None) -> Pla
     batch = add_batch(instance)
     assign = jax.jit(chosen.assign).lower(batch).compile()
     start = time.perf_counter()
-    assignment = np.asarray(assign(batch))
+    assignment = jax.block_until_ready(assign(batch))
     seconds = time.perf_counter() - start
     return to_plans(batch, assignment, method, seconds, chosen.optimal)[0]

@@ -21,7 +21,7 @@ from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Float, Int
 
 from offload_jax.segments import pick, total
-from offload_jax.splits.problem import SplitProblem, drain, tolerance
+from offload_jax.splits.problem import SplitProblem, drain, neutral, tolerance
 
 # Random problems need 6 Newton steps in the median and 18 at most. Beyond that lie budgets whose
 # use jumps (rows without an accuracy term), where only bisection helps: a bit of the price a step.
@@ -112,6 +112,7 @@ def _best_reply(problem: SplitProblem, rows: _Rows, price: Float[Array, "rows *b
 
 
 def _solve_batch_last(problem: SplitProblem) -> tuple[Array, Array]:
+    problem = neutral(problem, problem.granted)
     num_servers = problem.budget.shape[0]
     limited = jnp.isfinite(problem.budget)
     budget = jnp.where(limited, problem.budget, 0)
@@ -201,7 +202,7 @@ def _bracket(
         low = jnp.where(open_ & (over > 0), jnp.maximum(low, price), low)
         high = jnp.where(open_ & ~(over > 0), jnp.minimum(high, price), high)
         step = over / jnp.where(fall > 0, fall, 1)
-        # Newton's target is kept `small` inside the bracket and, at the end, goes `small` beyond the
+        # Newton's target is kept `small` inside the bracket; at the end it goes `small` beyond the
         # root: so the bracket closes from its other side too. Arriving alone is no proof, since
         # the step may come from a steep piece that ends before the root.
         small = jnp.maximum(tol, hair * high)

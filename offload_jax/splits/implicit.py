@@ -12,6 +12,8 @@ and reverse mode, and never sees the solver's iterations.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -24,6 +26,7 @@ from offload_jax.splits.problem import (
     certify,
     is_valid,
     marginal,
+    neutral,
 )
 
 
@@ -48,7 +51,7 @@ def _solve_jvp(
     primals: tuple[SplitProblem], tangents: tuple[SplitProblem]
 ) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
     (problem,), (tangent,) = primals, tangents
-    split, price = solve_dual(problem)
+    split, price = _solve(problem)  # not solve_dual: so that derivatives of derivatives hold too
     return (split, price), _implicit_tangent(problem, tangent, split, price)
 
 
@@ -56,9 +59,13 @@ def _implicit_tangent(
     problem: SplitProblem, tangent: SplitProblem, split: Array, price: Array
 ) -> tuple[Array, Array]:
     """(dsplit, dprice) for a tangent of the problem; linear in the tangent's floats."""
-    p, d = problem, tangent
+    valid = is_valid(problem)
+    # Reverse mode multiplies by every coefficient: each must be finite, those of bad rows too.
+    p, d = neutral(problem, problem.granted & valid), tangent
+    steps = jnp.where(valid, p.steps, 1)
+    p = replace(p, steps=steps, budget=jnp.where(valid, p.budget, 0))
+    split, price = jnp.where(valid, split, steps), jnp.where(valid, price, 0)
     num_servers = p.budget.shape[0]
-    valid = is_valid(p)
     at_lower, at_upper = split <= p.lower, split >= p.steps
     inner = p.granted & ~at_lower & ~at_upper
 

@@ -12,6 +12,8 @@ n_i = T is always feasible. This file holds the problem, its solution and the ce
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -51,6 +53,28 @@ class Solution:
 def drain(problem: SplitProblem) -> Float[Array, "rows *batch"]:
     """GPU-seconds per edge step that a row takes from its server: w rho, 0 where not granted."""
     return jnp.where(problem.granted, problem.weight * problem.rate, 0)
+
+
+def neutral(problem: SplitProblem, keep: Bool[Array, "rows *batch"]) -> SplitProblem:
+    """The problem with the rows outside `keep` fixed at T, their numbers (NaN too) replaced.
+
+    A NaN that is multiplied by 0, or selected away only afterwards, would spoil sums and gradients.
+    """
+
+    def fill(rows: Array, value: Array | float) -> Array:
+        return jnp.where(keep, rows, value)
+
+    return replace(
+        problem,
+        saving=fill(problem.saving, 0.0),
+        rate=fill(problem.rate, 0.0),
+        amplitude=fill(problem.amplitude, 0.0),
+        slope=fill(problem.slope, 1.0),
+        centre=fill(problem.centre, problem.steps),
+        lower=fill(problem.lower, problem.steps),
+        weight=fill(problem.weight, 0.0),
+        granted=problem.granted & keep,
+    )
 
 
 def server_use(
