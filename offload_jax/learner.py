@@ -201,11 +201,11 @@ def optimize(
         (_, parts), grads = jax.value_and_grad(loss, argnums=1, has_aux=True)(
             learner, params, picked, *part, progress
         )
-        parts["grad_norm"] = optax.global_norm(grads)
+        parts["grad_norm"] = optax.tree.norm(grads)
         changes, opt_state = optimizer.update(grads, opt_state, params)
         return (optax.apply_updates(params, changes), opt_state), parts
 
-    def one_pass(carry: Any, key: Key) -> tuple[Any, Parts]:
+    def one_pass(carry: Any, key: Key) -> tuple[Any, Any]:
         order = jax.random.permutation(key, config.instances).reshape(config.minibatches, -1)
         return jax.lax.scan(step, carry, order)
 

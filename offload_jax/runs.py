@@ -78,12 +78,12 @@ def train(
         about = _write_about(folder, config)
         with (
             Checkpoints(folder / "checkpoints", config.run.keep) as checkpoints,
-            Mirror(config.tracking, folder, about["id"], asdict(config)) as mirror,
+            Mirror(config.tracking, folder, about["id"], asdict(config), warn) as mirror,
             _stop_requests() as stop,
         ):
             state = _start_state(config, checkpoints)
-            metrics = MetricsFile(folder / "metrics.jsonl", before_step=int(state.step))
-            report = _Reporter(metrics, mirror, callbacks, warn)
+            metrics = MetricsFile(folder / "metrics.jsonl", up_to_step=int(state.step))
+            report = _Reporter(metrics, mirror, callbacks)
             try:
                 state = _loop(config, state, checkpoints, report, stop)
             finally:
@@ -159,17 +159,12 @@ class _Reporter:
         metrics: MetricsFile,
         mirror: Mirror,
         callbacks: Sequence[Callback],
-        warn: Callable[[str], None],
     ) -> None:
-        self.metrics, self.mirror, self.callbacks, self.warn = metrics, mirror, callbacks, warn
-        self.warned: str | None = None
+        self.metrics, self.mirror, self.callbacks = metrics, mirror, callbacks
 
     def __call__(self, row: Row) -> None:
         self.metrics.append(row)
         self.mirror.log(row)
-        if self.mirror.warning != self.warned:
-            self.warned = self.mirror.warning
-            self.warn(str(self.warned))
         for callback in self.callbacks:
             callback(row)
 

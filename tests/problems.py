@@ -58,6 +58,7 @@ def zoo(seed: int, problems: int, rows: int, servers: int, **fixed: Any) -> dict
     r = np.random.default_rng(seed)
     shape = (rows, problems)
     steps = r.choice([20.0, 50.0, 50.0, 200.0], problems)
+    steps = fixed.get("steps", steps)  # before the bounds that follow from it
     demand = r.choice([1.0, 2.0, 4.0], shape, p=[0.6, 0.25, 0.15])
     local = demand * np.exp(r.uniform(np.log(0.05), np.log(0.8), shape))
     slope = np.exp(r.uniform(np.log(4), np.log(25), shape)) / steps

@@ -61,9 +61,9 @@ def _implicit_tangent(
     """(dsplit, dprice) for a tangent of the problem; linear in the tangent's floats."""
     valid = is_valid(problem)
     # Reverse mode multiplies by every coefficient: each must be finite, those of bad rows too.
-    p, d = neutral(problem, problem.granted & valid), tangent
-    steps = jnp.where(valid, p.steps, 1)
-    p = replace(p, steps=steps, budget=jnp.where(valid, p.budget, 0))
+    steps = jnp.where(valid, problem.steps, 1)
+    p = replace(problem, steps=steps, budget=jnp.where(valid, problem.budget, 0))
+    p, d = neutral(p, p.granted & valid), tangent
     split, price = jnp.where(valid, split, steps), jnp.where(valid, price, 0)
     num_servers = p.budget.shape[0]
     at_lower, at_upper = split <= p.lower, split >= p.steps
