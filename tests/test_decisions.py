@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import jax
@@ -11,17 +10,13 @@ import numpy as np
 import pytest
 
 from offload_jax import env as environment
-from offload_jax import learner as learning
 from offload_jax import schema
-from offload_jax.baselines import METHODS, solve
+from offload_jax.baselines import METHODS
 from offload_jax.env import EnvConfig
-from offload_jax.gains import exact_gains, gain_of
-from offload_jax.instance import Instance, from_record, stack, toy
-from offload_jax.learner import Learner, LearnerConfig
-from offload_jax.networks import NetworkConfig
-from offload_jax.policies import Policy, best_of, decide, greedy_plan
+from offload_jax.gains import gain_of
+from offload_jax.instance import from_record, stack
 from offload_jax.rollout import sample_action
-from offload_jax.scenario import EdgeScenario, PaperScenario
+from offload_jax.scenario import EdgeScenario
 from offload_jax.value import evaluate
 
 RECORDS = schema.read_instances(Path(__file__).parent / "golden" / "paper.json")
@@ -81,87 +76,3 @@ def test_rules_on_the_golden_instances(x64) -> None:
         np.testing.assert_allclose(gains, best, rtol=1e-9, err_msg=name)
     for name in ("deny", "grant", "myopic"):
         assert np.all(np.asarray(gain_of(batch, METHODS[name].assign(batch))) <= best + 1e-9), name
-
-
-def test_reduced_gains_lead_to_what_exact_ones_find() -> None:
-    scenario = EdgeScenario(num_users=(20,))
-    instances = jax.vmap(scenario.sample, out_axes=-1)(jax.random.split(jax.random.key(2), 30))
-    exact = gain_of(instances, jax.jit(METHODS["greedy"].assign)(instances))
-    reduced = gain_of(instances, jax.jit(METHODS["reduced-greedy"].assign)(instances))
-    share = np.asarray(reduced / exact)
-    assert share.mean() >= 0.995
-    assert share.min() >= 0.97
-    # Nothing is left to gain where exact greedy stopped.
-    one = jax.tree.map(lambda x: x[..., 0], instances)
-    final = METHODS["greedy"].assign(jax.tree.map(lambda x: x[..., None], one))[:, 0]
-    assert float(jnp.max(exact_gains(one, final))) <= 0
-
-
-@pytest.mark.fast
-def test_solve_gives_a_plan_that_runs() -> None:
-    instance, plan, best = toy()
-    found = solve(instance, "greedy")
-    assert tuple(found.assignment) == tuple(plan)
-    assert tuple(found.integer_split) == (2, 2, 10)
-    np.testing.assert_allclose([found.objective, found.integer_objective], best, rtol=1e-6)
-    with pytest.raises(ValueError, match="needs exactly one batch"):
-        solve(instance, "top-b")
-    with pytest.raises(ValueError, match="must be one of deny"):
-        solve(instance, "magic")
-
-
-@dataclass(frozen=True)
-class ToyScenario:
-    """Always the toy instance."""
-
-    kind: str = "toy"
-    max_users: int = 3
-    num_batches: int = 2
-
-    def sample(self, key: jax.Array) -> Instance:
-        del key
-        return toy()[0]
-
-
-@pytest.mark.parametrize("baseline", ["shared", "critic"])
-def test_learning_finds_the_optimum_of_the_toy(baseline) -> None:
-    learner = Learner(
-        ToyScenario(),  # type: ignore[arg-type]
-        EnvConfig(),
-        NetworkConfig(width=16, layers=1, heads=2, residual=False),
-        LearnerConfig(baseline=baseline, updates=60, instances=8, samples=8, lr=5e-3),
-    )
-    update = jax.jit(learning.update, static_argnums=0)
-    state = learning.init(learner, jax.random.key(0))
-    start = state.params
-    for _ in range(60):
-        state, metrics = update(learner, state)
-        assert bool(jnp.isfinite(metrics.loss))
-    instance, plan, _ = toy()
-    batch = jax.tree.map(lambda x: x[..., None], instance)
-    policy = Policy(state.params, learner.network, learner.env)
-    assert tuple(np.asarray(greedy_plan(policy, batch)[0])[:, 0]) == tuple(plan)
-    assert not all(
-        jax.tree.leaves(jax.tree.map(lambda a, b: bool(jnp.all(a == b)), start, state.params))
-    )
-
-
-def test_policies_ignore_padding_and_units() -> None:
-    scenario = PaperScenario(num_users=(4, 6))
-    learner = Learner(scenario, EnvConfig(), NetworkConfig(width=16, layers=1), LearnerConfig())
-    params = learning.init(learner, jax.random.key(1)).params
-    policy = Policy(params, learner.network, learner.env)
-    instances = [scenario.sample(jax.random.key(i)) for i in range(6)]
-    plans = decide(policy, instances)
-    longer = decide(policy, [*instances, PaperScenario(num_users=(9,)).sample(jax.random.key(9))])
-    for short, padded in zip(plans, longer, strict=False):
-        assert tuple(short.assignment) == tuple(padded.assignment)
-    batch = stack(instances)
-    times = ("local_step", "alpha", "wait", "payload", "intercept", "interference", "budget")
-    from dataclasses import replace
-
-    slower = replace(batch, **{name: 2.0 * getattr(batch, name) for name in times})
-    assert bool(jnp.all(greedy_plan(policy, slower)[0] == greedy_plan(policy, batch)[0]))
-    assert bool(
-        jnp.all(best_of(policy, batch, 8, jax.random.key(0))[1] >= greedy_plan(policy, batch)[1])
-    )
