@@ -91,7 +91,7 @@ def load_config(source: str | Path) -> TrainConfig:
     if str(source) in presets():
         path = preset_folder() / f"{source}.yaml"
     elif not path.is_file():
-        near = _nearest(str(source), presets())
+        near = nearest(str(source), presets())
         raise ConfigError(
             f"config is {str(source)!r}; must be a YAML file or one of {', '.join(presets())}{near}"
         )
@@ -154,7 +154,7 @@ def _refuse_unknown(settings: Any, record: type, source: str, path: str) -> None
     for key, value in settings.items():
         name = f"{path}.{key}" if path else str(key)
         if key not in allowed:
-            near = _nearest(str(key), allowed)
+            near = nearest(str(key), allowed)
             raise ConfigError(
                 f"{source}: {name} is unknown; must be one of {', '.join(allowed)}{near}"
             )
@@ -167,12 +167,12 @@ def _scenario_class(settings: Any, source: str) -> type:
     if kind not in SCENARIOS:
         raise ConfigError(
             f"{source}: scenario.kind is {kind!r}; must be one of {', '.join(SCENARIOS)}"
-            + _nearest(str(kind), list(SCENARIOS))
+            + nearest(str(kind), list(SCENARIOS))
         )
     return SCENARIOS[kind]
 
 
-def _nearest(name: str, allowed: list[str]) -> str:
+def nearest(name: str, allowed: list[str]) -> str:
     close = difflib.get_close_matches(name, allowed, n=1, cutoff=0.5)
     return f" (did you mean {close[0]}?)" if close else ""
 

@@ -2,24 +2,23 @@
 
 The gap of a plan is (U_best - U) / (U_best - U_deny): 0 is the optimum, 1 is denying everybody.
 Where an exact method applies U_best is proven; elsewhere it is the best that any compared method
-found, and
-the result says which.
+found, and the result says which.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from offload_jax import model
-from offload_jax.baselines import METHODS
+from offload_jax.baselines import METHODS, method_named
 from offload_jax.gains import gain_of
 from offload_jax.instance import Instance, pad_users
 from offload_jax.policies import Policy, best_of
@@ -51,6 +50,7 @@ class Comparison:
 
     reference: str  # "optimum (top-b)" or "best of the methods compared"
     rows: list[Row] = field(default_factory=list)
+    left_out: dict[str, str] = field(default_factory=dict)  # method: why it does not apply
 
     def row(self, method: str, cell: str = ALL) -> Row:
         """The row of a method and cell; KeyError where there is none."""
@@ -66,12 +66,16 @@ class Comparison:
         return list(dict.fromkeys(row.cell for row in self.rows))
 
     def to_json(self) -> dict[str, Any]:
-        """{"reference", "cells": {cell: {method: {gap_mean, ...}}}}."""
+        """{"reference", "left_out", "cells": {cell: {method: {gap_mean, ...}}}}."""
         cells: dict[str, Any] = {}
         for row in self.rows:
             numbers = asdict(row)
             cells.setdefault(numbers.pop("cell"), {})[numbers.pop("method")] = numbers
-        return {"reference": self.reference, "cells": cells}
+        return {"reference": self.reference, "left_out": self.left_out, "cells": cells}
+
+
+# Every cell compiles a sampler of its own, to run it once: optimising it would take 4x as long.
+_QUICK_COMPILE = {"xla_backend_optimization_level": 0}
 
 
 def sample_cells(
@@ -82,7 +86,8 @@ def sample_cells(
     named: dict[str, Any] = dict(scenario.cells())
     for i, (name, cell) in enumerate(named.items()):
         keys = jax.random.split(jax.random.fold_in(key, i), per_cell)
-        instances = jax.jit(jax.vmap(cell.sample, out_axes=-1))(keys)
+        sample = jax.jit(jax.vmap(cell.sample, out_axes=-1), compiler_options=_QUICK_COMPILE)
+        instances = sample(keys)
         cells[name] = pad_users(instances, scenario.max_users)
     return cells
 
@@ -90,9 +95,12 @@ def sample_cells(
 def deciders(
     policy: Policy | None, samples: Sequence[int], key: Key, methods: Sequence[str] | None = None
 ) -> dict[str, Decider]:
-    """The methods to compare by name: baselines, and the policy for every number of samples."""
+    """The methods to compare by name: baselines, and the policy for every number of samples.
+
+    Raises ValueError for a method that does not exist.
+    """
     names = list(METHODS) if methods is None else methods
-    chosen: dict[str, Decider] = {name: jax.jit(METHODS[name].assign) for name in names}
+    chosen: dict[str, Decider] = {name: jax.jit(method_named(name).assign) for name in names}
     for count in samples:
         if policy is None:
             break
@@ -114,17 +122,23 @@ def compare(
     """Every method on every cell, the same instances for all; calls `progress(cell, method)` first.
 
     Rows of the cells are followed by rows of all instances together (cell "all"), and of the cells
-    named in `hard` (cell "hard").
+    named in `hard` (cell "hard"). Exact methods that do not apply to a cell are left out. Raises
+    ValueError where no method is left.
     """
+    left_out = refusals(cells, methods)
+    methods = {name: decide for name, decide in methods.items() if name not in left_out}
+    if not methods:
+        reasons = "; ".join(left_out.values()) or "none was named"
+        raise ValueError(f"methods holds none that applies ({reasons}); must hold at least one")
     exact = [name for name in methods if name in METHODS and METHODS[name].optimal]
-    refused = {n for n in exact if any(METHODS[n].refuse(cell) for cell in cells.values())}
-    exact = [name for name in exact if name not in refused]
-    methods = {name: decide for name, decide in methods.items() if name not in refused}
     found: dict[tuple[str, str], _Found] = {}
+    compiled: set[tuple[object, ...]] = set()
     for cell, instances in cells.items():
         for name, decide in methods.items():
             progress(cell, name)
-            found[name, cell] = _measure(decide, instances)
+            shape = (name, instances.accuracy_floor.shape, instances.num_servers)
+            found[name, cell] = _measure(decide, instances, warm_up=shape not in compiled)
+            compiled.add(shape)
         best = [found[name, cell].gain for name in (exact or methods)]
         best_gain = np.max(best, axis=0)
         for name in methods:
@@ -140,7 +154,17 @@ def compare(
         for name in methods
     ]
     reference = f"optimum ({exact[0]})" if exact else "best of the methods compared"
-    return Comparison(reference=reference, rows=rows)
+    return Comparison(reference=reference, rows=rows, left_out=left_out)
+
+
+def refusals(cells: dict[str, Instance], methods: Iterable[str]) -> dict[str, str]:
+    """The methods that do not apply to every cell, and why."""
+    reasons = {}
+    for name in methods:
+        for cell in cells.values():
+            if name in METHODS and (reason := METHODS[name].refuse(cell)):
+                reasons[name] = reason
+    return reasons
 
 
 @dataclass(frozen=True)
@@ -153,8 +177,9 @@ class _Found:
     gap: np.ndarray = field(default_factory=lambda: np.zeros(0))
 
 
-def _measure(decide: Decider, instances: Instance) -> _Found:
-    jax.block_until_ready(decide(instances))  # compiles
+def _measure(decide: Decider, instances: Instance, warm_up: bool) -> _Found:
+    if warm_up:
+        jax.block_until_ready(decide(instances))  # compiles
     start = time.perf_counter()
     assignment = jax.block_until_ready(decide(instances))
     seconds = (time.perf_counter() - start) / instances.alpha.shape[-1]
@@ -171,13 +196,13 @@ def _gain_and_score(instances: Instance, assignment: Assignment) -> tuple[jax.Ar
 def _summary(method: str, cell: str, parts: list[_Found]) -> Row:
     gaps = np.concatenate([part.gap for part in parts])
     count = len(gaps)
-    error = stats.sem(gaps) if count > 1 else 0.0
+    error = np.std(gaps, ddof=1) / np.sqrt(count) if count > 1 else 0.0
     return Row(
         method=method,
         cell=cell,
         instances=count,
         gap_mean=float(np.mean(gaps)),
-        gap_ci95=float(error * stats.t.ppf(0.975, max(count - 1, 1))),
+        gap_ci95=float(error * special.stdtrit(max(count - 1, 1), 0.975)),
         gap_p95=float(np.percentile(gaps, 95)),
         gap_max=float(np.max(gaps)),
         score_mean=float(np.mean(np.concatenate([part.score for part in parts]))),

@@ -161,6 +161,14 @@ def pad_users(instance: Instance, num_users: int) -> Instance:
     return replace(instance, **updates)
 
 
+def strong_types(instance: Instance) -> Instance:
+    """The same numbers without JAX's weak types (those of Python literals).
+
+    A weakly typed instance makes weakly typed states, and every jitted step would compile twice.
+    """
+    return jax.tree.map(lambda x: x.astype(x.dtype), instance)
+
+
 def toy() -> tuple[Instance, np.ndarray, float]:
     """Three users, two batches: (instance, optimal assignment, optimal objective), all by hand.
 
@@ -189,4 +197,4 @@ def toy() -> tuple[Instance, np.ndarray, float]:
         budget=jnp.full(1, jnp.inf),
         mask=jnp.ones(3, bool),
     )
-    return instance, np.array([1, 2, 0], np.int32), -16.5 + 5.6 + 2.4
+    return strong_types(instance), np.array([1, 2, 0], np.int32), -16.5 + 5.6 + 2.4

@@ -205,7 +205,7 @@ def optimize(
         changes, opt_state = optimizer.update(grads, opt_state, params)
         return (optax.apply_updates(params, changes), opt_state), parts
 
-    def one_pass(carry: Any, key: Key) -> tuple[Any, Any]:
+    def one_pass(carry: Any, key: Key) -> tuple[Any, dict[str, Array]]:
         order = jax.random.permutation(key, config.instances).reshape(config.minibatches, -1)
         return jax.lax.scan(step, carry, order)
 

@@ -1,4 +1,4 @@
-"""Training runs: the loop, its directory, and going on where a stopped one left off.
+"""Training runs: their directories, and going on where a stopped one left off.
 
 A run directory holds `config.yaml` (every setting), `run.json` (id, versions, commit, device),
 `metrics.jsonl`, `checkpoints/`, `wandb/` and `learning_curve.png`.
@@ -9,38 +9,28 @@ from __future__ import annotations
 import fcntl
 import json
 import platform
-import signal
 import subprocess
-import threading
-import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
-from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from offload_jax import learner as learning
-from offload_jax import model
 from offload_jax.checkpoint import CheckpointError, Checkpoints
-from offload_jax.config import ConfigError, TrainConfig, parse_config, to_yaml
-from offload_jax.evaluation import validation_set
-from offload_jax.learner import Learner, LearnerState, Metrics
-from offload_jax.policies import Policy, greedy_plan
+from offload_jax.config import ConfigError, TrainConfig, load_config, to_yaml
+from offload_jax.learner import LearnerState
+from offload_jax.loop import Callback, Reporter, Row, loop, stop_requests
+from offload_jax.policies import Policy
 from offload_jax.report import learning_curve
-from offload_jax.tracking import MetricsFile, Mirror, read_rows
+from offload_jax.tracking import MetricsFile, Mirror, read_rows, replace_text
 
-Row = dict[str, float]
-Callback = Callable[[Row], None]
-# Keys that never meet: training and evaluation draw from different branches of the seed.
-_TRAINING, _VALIDATION = 0, 1
+_TRAINING = 0  # the branch of the seed that training draws from (validation: loop.VALIDATION)
 
 
 @dataclass(frozen=True)
@@ -70,22 +60,28 @@ def train(
 
     Every `run.log_every` updates a row goes to metrics.jsonl, W&B and the callbacks; every
     `run.eval_every` updates the greedy policy is evaluated and the state saved. Ctrl-C or SIGTERM
-    saves and returns with `finished` False; a second Ctrl-C stops at once.
+    saves and returns with `finished` False; a second one stops at once.
+
+    Raises ConfigError for impossible settings, for a directory in use, unwritable or of something
+    else, and for settings that cannot change within a run; RunError or CheckpointError where
+    training diverges or the disk is full: the run can then go on from its last checkpoint.
     """
     config.validate()
     folder = new_folder(config) if folder is None else Path(folder)
     with _claimed(folder):
+        if is_run(folder):
+            config = resumed(read_config(folder), config)
         about = _write_about(folder, config)
         with (
             Checkpoints(folder / "checkpoints", config.run.keep) as checkpoints,
             Mirror(config.tracking, folder, about["id"], asdict(config), warn) as mirror,
-            _stop_requests() as stop,
+            stop_requests() as stop,
         ):
             state = _start_state(config, checkpoints)
             metrics = MetricsFile(folder / "metrics.jsonl", up_to_step=int(state.step))
-            report = _Reporter(metrics, mirror, callbacks)
+            report = Reporter(metrics, mirror, callbacks)
             try:
-                state = _loop(config, state, checkpoints, report, stop)
+                state = loop(config, state, checkpoints, report, stop)
             finally:
                 metrics.close()
             checkpoints.wait()
@@ -102,76 +98,30 @@ def _start_state(config: TrainConfig, checkpoints: Checkpoints) -> LearnerState:
     return state if step is None else checkpoints.restore(step, state)
 
 
-@partial(jax.jit, static_argnums=0, donate_argnums=1)
-def _update(learner: Learner, state: LearnerState) -> tuple[LearnerState, Metrics]:
-    return learning.update(learner, state)
+def is_run(folder: Path) -> bool:
+    """Whether a folder is a run directory."""
+    return (folder / "config.yaml").is_file()
 
 
-def _loop(
-    config: TrainConfig,
-    state: LearnerState,
-    checkpoints: Checkpoints,
-    report: _Reporter,
-    stop: threading.Event,
-) -> LearnerState:
-    learner, every, updates = config.to_learner(), config.run, config.learner.updates
-    validation_key = jax.random.fold_in(jax.random.key(config.seed), _VALIDATION)
-    instances, best, _ = validation_set(config.scenario, every.eval_instances, validation_key)
-    decisions = config.learner.instances * config.learner.samples * config.scenario.max_users
-    step, pending, since = int(state.step), [], time.perf_counter()
-    while step < updates and not stop.is_set():
-        state, metrics = _update(learner, state)
-        pending.append(metrics)
-        step += 1
-        last = step == updates
-        if step % every.log_every and step % every.eval_every and not last:
-            continue
-        row = _mean(pending)
-        seconds = time.perf_counter() - since
-        row |= {
-            "step": step,
-            "seconds": seconds,
-            "decisions_per_s": decisions * len(pending) / seconds,
-        }
-        # The first row too: it shows where learning starts.
-        if step % every.eval_every == 0 or last or step == every.log_every:
-            policy = Policy(state.params, config.network, config.env)
-            gaps = model.gap(best, greedy_plan(policy, instances)[1])
-            row["gap"] = float(jnp.mean(gaps))
-            checkpoints.save(state, row["gap"])
-        report(row)
-        pending, since = [], time.perf_counter()
-    if stop.is_set():
-        checkpoints.save(state)
-    return state
-
-
-def _mean(metrics: list[Metrics]) -> Row:
-    rows = jax.device_get(metrics)
-    return {f.name: float(np.mean([getattr(row, f.name) for row in rows])) for f in fields(Metrics)}
-
-
-class _Reporter:
-    """Sends each row to the file first, then to the mirror and the callbacks."""
-
-    def __init__(
-        self,
-        metrics: MetricsFile,
-        mirror: Mirror,
-        callbacks: Sequence[Callback],
-    ) -> None:
-        self.metrics, self.mirror, self.callbacks = metrics, mirror, callbacks
-
-    def __call__(self, row: Row) -> None:
-        self.metrics.append(row)
-        self.mirror.log(row)
-        for callback in self.callbacks:
-            callback(row)
+def check_folder(folder: Path) -> None:
+    """Raises ConfigError where a folder is neither a run nor free to become one."""
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"run directory {folder} is a file; must be a run, empty or new")
+    # A start that was killed at once may have left these.
+    ours = {".lock", "config.yaml.tmp", "run.json", "run.json.tmp"}
+    if folder.is_dir() and not is_run(folder):
+        strange = sorted({path.name for path in folder.iterdir()} - ours)
+        if strange:
+            raise ConfigError(
+                f"run directory {folder} holds other files ({strange[0]}) and is no run; must be a "
+                "run (with a config.yaml), empty or new"
+            )
 
 
 @contextmanager
 def _claimed(folder: Path) -> Iterator[None]:
     """One process per run directory; the claim ends with the process, however it ends."""
+    check_folder(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / ".lock").open("w")
@@ -187,36 +137,18 @@ def _claimed(folder: Path) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def _stop_requests() -> Iterator[threading.Event]:
-    """An event set by Ctrl-C or SIGTERM; the handlers before are back afterwards."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop  # only the main thread may handle signals
-        return
-
-    def request(number: int, frame: object) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-
-    before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def _write_about(folder: Path, config: TrainConfig) -> dict[str, Any]:
     """Writes config.yaml and run.json; a run that goes on keeps its id and notes the restart."""
+    replace_text(folder / "config.yaml", to_yaml(config))
     path = folder / "run.json"
     about: dict[str, Any] = {"id": uuid.uuid4().hex[:8], "starts": []}
     if path.exists():
-        about = json.loads(path.read_text())
+        try:
+            about = json.loads(path.read_bytes())
+        except ValueError as error:
+            raise ConfigError(f"{path} is not JSON ({error}); remove it to go on") from None
     about["starts"].append({"time": datetime.now().astimezone().isoformat(), **provenance()})
-    path.write_text(json.dumps(about, indent=1))
-    (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+    replace_text(path, json.dumps(about, indent=1))
     return about
 
 
@@ -241,9 +173,11 @@ def provenance() -> dict[str, Any]:
 
 
 def _git(*words: str) -> str | None:
-    here = Path(__file__).resolve().parent
+    root = Path(__file__).resolve().parents[1]
+    if not (root / ".git").exists():  # installed, perhaps inside somebody else's repository
+        return None
     try:
-        done = subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, timeout=10)
+        done = subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
@@ -251,10 +185,9 @@ def _git(*words: str) -> str | None:
 
 def read_config(folder: str | Path) -> TrainConfig:
     """The settings of a run directory. Raises ConfigError where it is none."""
-    path = Path(folder) / "config.yaml"
-    if not path.is_file():
+    if not is_run(Path(folder)):
         raise ConfigError(f"run is {str(folder)!r}; must be a run directory (with a config.yaml)")
-    return parse_config(path.read_text(encoding="utf-8"), str(path))
+    return load_config(Path(folder) / "config.yaml")
 
 
 def load_policy(folder: str | Path, which: str = "best") -> Policy:
@@ -266,7 +199,7 @@ def load_policy(folder: str | Path, which: str = "best") -> Policy:
         raise ValueError(f"which is {which!r}; must be one of best, latest")
     folder, config = Path(folder), read_config(folder)
     like = jax.eval_shape(lambda key: learning.init(config.to_learner(), key), jax.random.key(0))
-    with Checkpoints(folder / "checkpoints", config.run.keep) as checkpoints:
+    with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
         step = checkpoints.best() if which == "best" else checkpoints.latest()
         if step is None:
             raise CheckpointError(
@@ -277,7 +210,7 @@ def load_policy(folder: str | Path, which: str = "best") -> Policy:
 
 
 def newest_run(parent: Path = Path("runs")) -> Path:
-    """The run directory under `parent` that was started last; ConfigError where there is none."""
+    """The run under `parent` that was started last. Raises ConfigError where there is none."""
     found = sorted(parent.glob("*/config.yaml"), key=lambda path: path.stat().st_mtime)
     if not found:
         raise ConfigError(f"no run under {parent}/; train one first, or name one with --run DIR")
@@ -287,7 +220,7 @@ def newest_run(parent: Path = Path("runs")) -> Path:
 def resumed(saved: TrainConfig, wanted: TrainConfig) -> TrainConfig:
     """The settings to go on with: `wanted`, which may differ from `saved` only in harmless ways.
 
-    Raises ConfigError naming the settings that cannot change within a run.
+    Raises ConfigError naming the setting that cannot change within a run.
     """
     same = replace(
         saved,
@@ -295,10 +228,21 @@ def resumed(saved: TrainConfig, wanted: TrainConfig) -> TrainConfig:
         tracking=wanted.tracking,
         learner=replace(saved.learner, updates=wanted.learner.updates),
     )
-    for part in fields(TrainConfig):
-        if getattr(same, part.name) != getattr(wanted, part.name):
+    before, after = _flat(asdict(same)), _flat(asdict(wanted))
+    for name in before | after:
+        if before.get(name) != after.get(name):
             raise ConfigError(
-                f"{part.name} differs from the run's config.yaml; a run that goes on may change "
-                "only run.*, tracking.* and learner.updates. Start a new run for anything else."
+                f"{name} is {after.get(name)!r}; must stay {before.get(name)!r}, as in the run's "
+                "config.yaml. A run that goes on may change only run.*, tracking.* and "
+                "learner.updates; start a new run for anything else."
             )
     return wanted
+
+
+def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings by their dotted names."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        inner = isinstance(value, dict)
+        flat |= _flat(value, f"{prefix}{key}.") if inner else {prefix + key: value}
+    return flat

@@ -7,6 +7,7 @@ budgets. Sampling is pure, unbatched and jit-able: `jax.vmap(scenario.sample)(ke
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from offload_jax.instance import Instance
+from offload_jax.instance import Instance, strong_types
 from offload_jax.types import Key
 
 Range = tuple[float, float]
@@ -68,15 +69,15 @@ class PaperScenario:
         _check_counts("edge_gpus", self.edge_gpus)
         _check_positive(self, "steps", "capacity", "accuracy_slope", "payload")
         _check_positive(self, "spectral_efficiency", "bandwidth")
-        _check(self.window >= 0, "window", self.window, "at least 0 (s)")
+        _check(0 <= self.window < np.inf, "window", self.window, "finite and at least 0 (s)")
         _check(
             0 <= self.split_min <= self.steps,
             "split_min",
             self.split_min,
             f"0..{self.steps} (steps)",
         )
-        limit = f"below steps ({self.steps})"
-        _check(self.accuracy_centre < self.steps, "accuracy_centre", self.accuracy_centre, limit)
+        centre, limit = self.accuracy_centre, f"finite and below steps ({self.steps})"
+        _check(-np.inf < centre < self.steps, "accuracy_centre", centre, limit)
 
     def hard_cells(self) -> list[str]:
         """Cells where deciding matters: few edge GPUs, many users. Elsewhere most rules do well."""
@@ -115,7 +116,7 @@ class PaperScenario:
 
         centre = self.accuracy_centre
         accuracy_local = jax.nn.sigmoid(self.accuracy_slope * (steps - centre))
-        return Instance(
+        instance = Instance(
             steps=jnp.asarray(steps),
             bandwidth=jnp.asarray(self.bandwidth),
             local_step=local_step,
@@ -136,6 +137,7 @@ class PaperScenario:
             budget=jnp.full(1, jnp.inf),
             mask=mask,
         )
+        return strong_types(instance)
 
 
 @dataclass(frozen=True)
@@ -194,7 +196,8 @@ class EdgeScenario:
         _check(
             self.models <= self.batches, "models", self.models, f"at most batches ({self.batches})"
         )
-        _check(self.step_intercept >= 0, "step_intercept", self.step_intercept, "at least 0 (s)")
+        start = self.step_intercept
+        _check(0 <= start < np.inf, "step_intercept", start, "finite and at least 0 (s)")
         _check(self.budget >= 0, "budget", self.budget, "at least 0 (GPU-seconds) or inf")
         _check(0 <= self.split_min_share <= 1, "split_min_share", self.split_min_share, "in 0..1")
         weights = self.demand_weights
@@ -246,7 +249,7 @@ class EdgeScenario:
         near = _uniform(next(keys), pairs, self.similarity_home)
         far = _uniform(next(keys), pairs, self.similarity_other)
         similarity = jnp.where(at_home, near, far)[:, model]
-        return Instance(
+        instance = Instance(
             steps=jnp.asarray(steps),
             bandwidth=jnp.asarray(self.bandwidth),
             local_step=local_step,
@@ -267,6 +270,7 @@ class EdgeScenario:
             budget=jnp.full(self.servers, self.budget),
             mask=mask,
         )
+        return strong_types(instance)
 
 
 Scenario = PaperScenario | EdgeScenario
@@ -298,8 +302,9 @@ def _check_positive(scenario: Scenario, *names: str) -> None:
         _check(bool(value > 0 and np.isfinite(value)), name, value, "finite and greater than 0")
 
 
-def _check_counts(name: str, values: tuple[int, ...]) -> None:
-    _check(len(values) > 0 and min(values) >= 1, name, values, "one or more whole numbers >= 1")
+def _check_counts(name: str, values: Sequence[object]) -> None:
+    good = len(values) > 0 and all(isinstance(v, int) and v >= 1 for v in values)
+    _check(good, name, values, "one or more whole numbers >= 1")
 
 
 def _check_range(

@@ -79,7 +79,7 @@ def test_resumed_equals_uninterrupted(trained, tmp_path, monkeypatch) -> None:
 def test_what_may_not_change_within_a_run(trained) -> None:
     saved = runs.read_config(trained.folder)
     assert runs.resumed(saved, replace(saved, learner=replace(saved.learner, updates=9)))
-    with pytest.raises(ConfigError, match="seed differs"):
+    with pytest.raises(ConfigError, match="seed is 5; must stay 0"):
         runs.resumed(saved, replace(saved, seed=5))
 
 

@@ -52,10 +52,15 @@ LAYERS = (
     "evaluation",
     "report",
     "config",
+    "loop",
     "runs",
     "deploy",  # an island: all of its files stand here
     "export",
     "sweep",
+    "commands.train",
+    "commands.evaluate",
+    "commands.info",
+    "commands",
     "cli",
     "hybrid",  # an island; nothing stands above it, so nothing imports it
 )

@@ -1,0 +1,55 @@
+"""`info`: versions, devices and shipped configurations, or the state of a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from offload_jax import runs
+from offload_jax.baselines import METHODS
+from offload_jax.config import ConfigError, load_config, presets, to_yaml
+from offload_jax.tracking import read_rows
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Print versions, devices and shipped configurations, or the state of a run."""
+
+    run: Path | None = None
+    """Run directory to describe."""
+    config: str | None = None
+    """Configuration to print with every setting resolved."""
+
+
+def run(words: list[str], prog: str) -> int:
+    """Prints what the words ask for."""
+    parsed = tyro.cli(Arguments, args=words, prog=prog)
+    if parsed.run is not None and parsed.config is not None:
+        raise ConfigError("run and config are both given; must be one of them")
+    if parsed.config is not None:
+        print(to_yaml(load_config(parsed.config)), end="")
+        return 0
+    if parsed.run is not None:
+        return _describe_run(parsed.run)
+    for name, value in runs.provenance().items():
+        print(f"{name}: {value}")
+    print(f"configurations: {', '.join(presets())}")
+    print(f"methods: {', '.join(METHODS)}")
+    return 0
+
+
+def _describe_run(folder: Path) -> int:
+    config = runs.read_config(folder)
+    rows = read_rows(folder / "metrics.jsonl")
+    evaluated = [row for row in rows if "gap" in row]
+    step = rows[-1]["step"] if rows else 0
+    print(f"run: {folder} ({config.scenario.kind}, {config.env.order} order)")
+    print(f"update: {step} of {config.learner.updates}")
+    if evaluated:
+        best = min(evaluated, key=lambda row: row["gap"])
+        print(f"best gap: {100 * best['gap']:.3f} % at update {best['step']}")
+    if step < config.learner.updates:
+        print(f"go on with: python train.py --run {folder}")
+    return 0
