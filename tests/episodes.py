@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -79,6 +80,14 @@ def replay(instances: Instance, actions, env: EnvConfig) -> tuple[State, Any]:
         return after, (after, reward)
 
     return jax.lax.scan(decide, reset(instances, env), actions)[1]
+
+
+def unchecked(config, **changes):
+    """A copy of a frozen config with fields set past the type checks, which only tests have."""
+    changed = copy.copy(config)
+    for name, value in changes.items():
+        object.__setattr__(changed, name, value)
+    return changed
 
 
 def one(tree, index: int):

@@ -39,11 +39,6 @@ def float_fields(record: Any) -> list[str]:
     return [f.name for f in fields(record) if jnp.issubdtype(getattr(record, f.name).dtype, float)]
 
 
-def one(record: Any, index: int) -> Any:
-    """Instance or problem number `index` of a batch-last batch."""
-    return jax.tree.map(lambda x: x[..., index], record)
-
-
 def sigmoid(x):
     return 0.5 * (1 + np.tanh(0.5 * np.asarray(x, np.float64)))
 
