@@ -30,7 +30,7 @@ class RunArguments:
     names: Names = ()
     """Benchmarks to run: training, environment, splits, decode. Default: all of them."""
     out: Out = None
-    """JSON file to write."""
+    """JSON file to write, and beside it (.md) its table."""
     repeats: int = 9
     """Timed repeats of every case (fewer, but at least 3, where they would last minutes)."""
     quick: Quick = False
@@ -90,6 +90,9 @@ def _run(words: list[str]) -> int:
 
     document = suite.run(names, parsed.repeats, parsed.quick, show)
     _write(document, parsed.out)
+    if parsed.out is not None:
+        text = table.markdown(document)
+        parsed.out.with_suffix(".md").write_text(text + "\n", encoding="utf-8")
     return 1 if any("error" in row for row in document["results"]) else 0
 
 

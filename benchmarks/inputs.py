@@ -41,4 +41,4 @@ def keys(seed: int) -> list[jax.Array]:
 @partial(jax.jit, static_argnums=0)
 def fresh_state(learner: Learner) -> Any:
     """The learner's state before training; its parameters are random."""
-    return learning.init(learner, jax.random.key(0))
+    return jax.jit(learning.init, static_argnums=0)(learner, jax.random.key(0))

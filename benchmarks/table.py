@@ -37,6 +37,28 @@ def _verdict(row: Row) -> Iterator[str]:
         yield f"target {number(target)}: {reached}"
 
 
+def markdown(document: dict[str, Any]) -> str:
+    """The measurements as a Markdown table, each case at its fastest batch size."""
+    best: dict[tuple[str, str], Row] = {}
+    for row in document["results"]:
+        key = (row["benchmark"], row["case"].split(", batch ")[0])
+        if "rate" in row and row["rate"] > best.get(key, {"rate": 0})["rate"]:
+            best[key] = row
+    about = document["provenance"]
+    lines = [
+        f"{about['device']}, {about['cpu']}, {about['usable_cores']} cores, "
+        f"jax {about['versions']['jax']}, commit {(about['commit'] or 'unknown')[:7]}",
+        "",
+        "| benchmark | case | rate | target |",
+        "|---|---|---:|---:|",
+    ]
+    for (benchmark, case), row in best.items():
+        target = "" if row["target"] is None else number(row["target"])
+        rate = f"{number(row['rate'])} {row['unit']}"
+        lines.append(f"| {benchmark} | {case} | {rate} | {target} |")
+    return "\n".join(lines)
+
+
 def comparison(document: dict[str, Any]) -> Iterator[str]:
     """The lines of a comparison: ratios above, what could not be compared below."""
     this, other = document["this"], document["other"]

@@ -36,15 +36,19 @@ class Checkpoints:
             ]
         )
         self._orbax = ocp
-        self._manager = ocp.CheckpointManager(
-            self.folder,
-            options=ocp.CheckpointManagerOptions(
-                best_fn=lambda m: m["gap"],
-                best_mode="min",
-                preservation_policy=None if read_only else policy,
-                read_only=read_only,
-            ),
+        options = ocp.CheckpointManagerOptions(
+            best_fn=lambda m: m["gap"],
+            best_mode="min",
+            preservation_policy=None if read_only else policy,
+            read_only=read_only,
         )
+        try:
+            self._manager = ocp.CheckpointManager(self.folder, options=options)
+        except Exception as error:  # it reads what every checkpoint says of itself
+            raise CheckpointError(
+                f"checkpoints {self.folder} cannot be read ({_reason(error)}); one of them is "
+                "damaged. Remove the newest to use the one before it."
+            ) from error
 
     def __enter__(self) -> Checkpoints:
         return self

@@ -51,14 +51,17 @@ def worst_cell(comparison: Comparison, method: str) -> Row:
 
 def learning_curve(rows: Sequence[dict[str, Any]], path: Path) -> None:
     """Writes a PNG: gap of the greedy policy, and what the samples gain, against updates."""
+    from matplotlib.ticker import LogLocator
+
     figure, (left, right) = _figure(1, 2, (9.0, 3.4))
     evaluated = [row for row in rows if "gap" in row]
     gaps = [100 * row["gap"] for row in evaluated]
     left.plot([row["step"] for row in evaluated], gaps, "o-", color=EDGE_COLOURS[0])
     if gaps and min(gaps) > 0:
         left.set_yscale("log")
+        left.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         left.yaxis.set_major_formatter("{x:g}")
-        left.yaxis.set_minor_formatter("{x:g}")
+        left.minorticks_off()
     left.set(xlabel="update", ylabel="mean gap of greedy decoding, %", title="Distance to the best")
     steps = [row["step"] for row in rows]
     for name, label in (("best_of_samples", "best sample"), ("gain", "mean of samples")):

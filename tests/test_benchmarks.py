@@ -6,10 +6,8 @@ import json
 import math
 import os
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
-import jax
 import pytest
 from scipy import stats
 
@@ -26,14 +24,6 @@ rows = [{"benchmark": "splits", "case": "one", "rate": offload_jax.RATE, "unit":
 document = {"results": rows, "provenance": {"cpu": "stub", "commit": None}}
 open(sys.argv[sys.argv.index("--out") + 1], "w").write(json.dumps(document))
 """
-
-
-@pytest.fixture
-def quick_compiler() -> Iterator[None]:
-    """Compiling is nearly all of the time here, and what it yields need not be fast."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.mark.usefixtures("quick_compiler")

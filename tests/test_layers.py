@@ -62,6 +62,7 @@ LAYERS = (
     "commands.info",
     "commands",
     "cli",
+    "__main__",
     "hybrid",  # an island; nothing stands above it, so nothing imports it
 )
 

@@ -31,6 +31,9 @@ SETTINGS = {
 }
 
 
+begin = jit(init, static_argnums=0)
+
+
 @partial(jit, static_argnums=0)
 def trained(learner, key):
     """(first state, last state, metrics of every update), in one program."""
@@ -119,7 +122,7 @@ def test_updates_are_deterministic_and_traced_once():
     learner = SETTINGS["shared"]
     chex.clear_trace_counter()
     counted = jit(chex.assert_max_traces(lambda state: update(learner, state), n=1))
-    first = init(learner, jax.random.key(1))
+    first = begin(learner, jax.random.key(1))
     second, metrics = counted(first)
     chex.assert_trees_all_equal(counted(first), (second, metrics))
     third, _ = counted(second)
@@ -142,7 +145,7 @@ def collected(request):
     )
     learner = Learner(WORLDS["edge"], EnvConfig(), SMALL, config)
     instances = world("edge", 8)
-    state = init(learner, jax.random.key(0))
+    state = begin(learner, jax.random.key(0))
     return learner, state.params, instances, *rolled(learner, state.params, instances)
 
 

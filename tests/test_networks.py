@@ -17,6 +17,7 @@ from episodes import (
     permute_users,
     play,
     replay,
+    sample,
     scale_times,
     spoil_padding,
     world,
@@ -25,7 +26,6 @@ from episodes import (
 from offload_jax.env import EnvConfig, num_actions, reset
 from offload_jax.features import describe, observe
 from offload_jax.instance import pad_users, toy
-from offload_jax.learner import sample_instances
 from offload_jax.networks import ActorCritic, NetworkConfig
 from offload_jax.scenario import EdgeScenario
 
@@ -38,7 +38,9 @@ pytestmark = pytest.mark.fast
 def params():
     """Parameters all of which matter: initial ones with noise, so that no head is close to 0."""
     instance = one(world("edge"), 0)
-    fresh = NETWORK.init(jax.random.key(0), describe(instance), observe(instance, reset(instance)))
+    fresh = jit(NETWORK.init)(
+        jax.random.key(0), describe(instance), observe(instance, reset(instance))
+    )
     leaves, shape = jax.tree.flatten(fresh)
     keys = jax.random.split(jax.random.key(1), len(leaves))
     noisy = [x + 0.3 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
@@ -161,13 +163,11 @@ def test_other_numbers_of_users_and_batches(params, order):
     """Parameters made for 6 users and 4 batches work for 9 and 5, and for one user alone."""
     env = EnvConfig(order=order)
     larger = EdgeScenario(num_users=(9,), batches=5, servers=3, models=2)
-    nine = one(sample_instances(larger, jax.random.key(5), 1), 0)
+    nine = one(sample(larger, jax.random.key(5), 1), 0)
     alone = jax.tree.map(jnp.asarray, toy()[0])
     alone = permute_users(alone, np.array([1]))
     for instance, actions in ((nine, num_actions(9, 5, env)), (alone, 3)):
-        logits, value = NETWORK.apply(
-            params, describe(instance), observe(instance, reset(instance, env), env)
-        )
+        logits, value = outputs(params, instance, jit(reset, static_argnums=1)(instance, env), env)
         assert logits.shape == (actions,)
         assert np.isfinite(logits).all()
         assert np.isfinite(value)

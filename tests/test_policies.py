@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from episodes import WORLDS, one, sample, world
+from episodes import WORLDS, jit, one, sample, world
 
 from offload_jax import learner as learning
 from offload_jax.env import EnvConfig
@@ -16,12 +16,18 @@ from offload_jax.networks import NetworkConfig
 from offload_jax.policies import Policy, best_of, decide, greedy_plan
 from offload_jax.value import evaluate
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 
 @pytest.fixture(scope="module")
 def policy() -> Policy:
     network = NetworkConfig(width=16, layers=1, heads=2, residual=False)  # far from a good one
     learner = Learner(WORLDS["edge"], EnvConfig(), network, LearnerConfig())
-    return Policy(learning.init(learner, jax.random.key(1)).params, network, learner.env)
+    return Policy(
+        jit(learning.init, static_argnums=0)(learner, jax.random.key(1)).params,
+        network,
+        learner.env,
+    )
 
 
 def test_more_samples_never_hurt(policy) -> None:

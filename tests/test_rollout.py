@@ -122,7 +122,9 @@ def instances():
 @pytest.fixture(scope="module")
 def params(instances):
     instance = one(instances, 0)
-    return NETWORK.init(jax.random.key(0), describe(instance), observe(instance, reset(instance)))
+    return jit(NETWORK.init)(
+        jax.random.key(0), describe(instance), observe(instance, reset(instance))
+    )
 
 
 @pytest.fixture(scope="module", params=["arrival", "adaptive"])

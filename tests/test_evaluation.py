@@ -1,0 +1,105 @@
+"""The comparison: the same instances for all, gaps and intervals as defined, and its pictures."""
+
+from __future__ import annotations
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from episodes import jit, world
+from scipy import stats
+
+from offload_jax import report
+from offload_jax.baselines import METHODS, solve
+from offload_jax.evaluation import ALL, HARD, compare, deciders, sample_cells
+from offload_jax.gains import gain_of
+from offload_jax.instance import toy
+from offload_jax.scenario import PaperScenario
+
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+SMALL = PaperScenario(num_users=(2, 5), edge_gpus=(4, 16))
+
+
+@pytest.fixture(scope="module")
+def compared():
+    cells = sample_cells(SMALL, 12, jax.random.key(3))
+    methods = deciders(None, (), jax.random.key(0), ["deny", "grant", "top-b"])
+    hard = [name for name in cells if "E4" in name]
+    return cells, compare(cells, methods, hard)
+
+
+def test_gaps_by_hand(compared) -> None:
+    cells, comparison = compared
+    assert len(cells) == 4
+    everything = []
+    for name, instances in cells.items():
+        gains, best = (
+            np.asarray(gain_of(instances, jit(METHODS[name].assign)(instances)))
+            for name in ("grant", "top-b")
+        )
+        gaps = np.where(best > 0, (best - gains) / np.where(best > 0, best, 1), 0)
+        everything.append(gaps)
+        row = comparison.row("grant", name)
+        assert row.instances == 12
+        assert row.gap_mean == pytest.approx(gaps.mean(), abs=1e-5)
+        assert row.gap_max == pytest.approx(gaps.max(), abs=1e-5)
+        assert row.gap_p95 == pytest.approx(np.percentile(gaps, 95), abs=1e-5)
+        assert comparison.row("top-b", name).gap_max == 0
+    gaps = np.concatenate(everything)
+    row = comparison.row("grant")
+    low, _ = stats.t.interval(0.95, len(gaps) - 1, gaps.mean(), stats.sem(gaps))
+    assert row.gap_ci95 == pytest.approx(gaps.mean() - low, rel=1e-3)
+    assert comparison.row("deny").gap_mean == pytest.approx(1)
+    assert comparison.reference == "optimum (top-b)"
+    assert comparison.row("grant", HARD).instances == 24
+
+
+def test_as_json_and_table(compared) -> None:
+    _, comparison = compared
+    found = json.loads(json.dumps(comparison.to_json()))
+    wanted = {"gap_mean", "gap_ci95", "gap_p95", "gap_max", "seconds_per_plan", "score_mean"}
+    assert wanted <= set(found["cells"][ALL]["grant"])
+    table = report.markdown(comparison).splitlines()
+    assert table[2].startswith("| deny | 100.000 | ±0.000 | 100.00 |")
+    assert len({line.count("|") for line in table}) == 1
+    with pytest.raises(KeyError, match="no row for method 'magic'"):
+        comparison.row("magic")
+
+
+def test_methods_that_do_not_apply_are_left_out_and_said() -> None:
+    cells = {"edge": world("edge", 4)}
+    methods = deciders(None, (), jax.random.key(0), ["deny", "grant", "top-b"])
+    comparison = compare(cells, methods)
+    assert comparison.methods() == ["deny", "grant"]
+    assert "exactly one batch" in comparison.left_out["top-b"]
+    assert comparison.reference == "best of the methods compared"
+    with pytest.raises(ValueError, match="methods holds none that applies"):
+        compare(cells, {"top-b": methods["top-b"]})
+    with pytest.raises(ValueError, match="method is 'magic'; must be one of"):
+        deciders(None, (), jax.random.key(0), ["magic"])
+
+
+def test_fresh_instances_are_reproducible_and_differ_by_seed() -> None:
+    first, again, other = (sample_cells(SMALL, 3, jax.random.key(k)) for k in (1, 1, 2))
+    for name in first:
+        assert jnp.array_equal(first[name].alpha, again[name].alpha)
+        assert not jnp.array_equal(first[name].alpha, other[name].alpha)
+
+
+def test_pictures(compared, tmp_path) -> None:
+    _, comparison = compared
+    rows = [
+        {"step": s, "best_of_samples": 0.3, "gain": 0.2, **({"gap": 0.1 / s} if s % 2 else {})}
+        for s in range(1, 6)
+    ]
+    instance, _, _ = toy()
+    report.gap_figure(comparison, tmp_path / "gaps.png")
+    report.learning_curve(rows, tmp_path / "curve.png")
+    report.learning_curve([{**row, "gap": 0.0} for row in rows], tmp_path / "flat.png")
+    report.learning_curve([], tmp_path / "empty.png")
+    for method in ("deny", "greedy"):
+        report.plan_figure(instance, solve(instance, method), tmp_path / f"{method}.png")
+    for name in ("gaps", "curve", "flat", "empty", "deny", "greedy"):
+        assert (tmp_path / f"{name}.png").read_bytes()[:4] == b"\x89PNG", name
