@@ -1,0 +1,98 @@
+"""README keeps its promises: commands and examples run, numbers are those of the results."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+# What makes a command quick enough for a test: same code, smaller numbers.
+QUICK = {
+    "train.py": ["--config", "smoke", "--learner.updates", "4", "--run.log_every", "2"],
+    "eval.py": ["--per-cell", "2", "--samples", "1", "4"],
+}
+INSTALL = re.compile(r"python -m pip install -e (\.|'\.\[test\]')")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+def run(words: list[str], folder: Path) -> str:
+    done = subprocess.run(
+        words,
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "default"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, f"{words}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("readme")
+
+
+def test_the_two_commands_are_there() -> None:
+    lines = [line for block in blocks("sh") for line in block.splitlines()]
+    assert "python -m pip install -e . && python train.py" in lines
+    assert "python -m pip install -e '.[test]' && python -m pytest" in lines
+
+
+def test_commands(folder) -> None:
+    ran = []
+    for line in (line for block in blocks("sh") for line in block.splitlines()):
+        for command in line.split(" && "):
+            if INSTALL.fullmatch(command) or command == "python -m pytest":
+                continue  # the environment of this very test
+            words = command.split()
+            if words[0] == "python":
+                script = words[1]
+                words = [sys.executable, str(ROOT / script), *words[2:], *QUICK[script]]
+            else:
+                assert words[0] == "offload-jax"
+                words = [sys.executable, "-m", "offload_jax", *words[1:]]
+            [newest] = (folder / "runs").iterdir() if "RUN_DIRECTORY" in words else [None]
+            out = run([str(newest) if w == "RUN_DIRECTORY" else w for w in words], folder)
+            ran.append((command.split()[:2], out))
+    said = {words[-1]: out for words, out in ran}
+    assert set(said) == {"train.py", "eval.py", "info"}
+    assert "compare it with the baselines: python eval.py --run" in said["train.py"]
+    assert "gap to the optimum (top-b)" in said["eval.py"]
+    assert "update: 4 of 4" in said["info"]
+
+
+def test_python_examples(folder) -> None:
+    """In order, in one process, as in a notebook."""
+    out = run([sys.executable, "-c", "\n".join(blocks("python"))], folder)
+    assert "optimal" in out
+    assert (folder / "site.json").is_file()
+
+
+@pytest.mark.fast
+def test_results_are_those_of_the_files() -> None:
+    shown = re.findall(r"<!-- results: (\S+) -->\n\n?(.*?)\n\n?<!-- end -->", README, re.DOTALL)
+    assert [name for name, _ in shown] == [
+        "benchmarks/results/paper/table.md",
+        "benchmarks/results/speed.md",
+    ]
+    for name, text in shown:
+        assert text.strip() == (ROOT / name).read_text(encoding="utf-8").strip(), name
+
+
+@pytest.mark.fast
+def test_files_and_pictures_exist() -> None:
+    named = re.findall(r"`((?:docs|benchmarks|configs)/[\w./]+)`", README)
+    named += re.findall(r"!\[.*?\]\((\S+?)\)", README)
+    assert len(named) >= 4
+    for name in named:
+        assert (ROOT / name).exists(), name
