@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from episodes import permute_users, scale_times
 
 from offload_jax import model, schema
 from offload_jax.instance import Instance, from_record, pad_users, stack, toy
@@ -123,20 +123,13 @@ def test_symmetries(x64) -> None:
     plan = jnp.asarray(np.random.default_rng(1).integers(0, 7, 9), jnp.int32)
     base = decide(instance, plan)
     order = jnp.asarray(np.random.default_rng(2).permutation(9))
-    users = {
-        name: leaf[order]
-        for name, leaf in vars(instance).items()
-        if leaf.ndim and leaf.shape[0] == 9
-    }
-    turned = decide(replace(instance, **users), plan[order])
+    turned = decide(permute_users(instance, order), plan[order])
     np.testing.assert_allclose(turned.objective, base.objective, rtol=1e-12)
     np.testing.assert_allclose(turned.split, base.split[order], atol=1e-9)
     padded = decide(pad_users(instance, 14), jnp.pad(plan, (0, 5), constant_values=3))
     np.testing.assert_allclose(padded.objective, base.objective, rtol=1e-12)
     np.testing.assert_allclose(padded.split[:9], base.split, atol=1e-9)
-    times = ("local_step", "alpha", "wait", "payload", "intercept", "interference", "budget")
-    slower = replace(instance, **{name: 3.7 * getattr(instance, name) for name in times})
-    scaled = decide(slower, plan)
+    scaled = decide(scale_times(instance, 3.7), plan)
     np.testing.assert_allclose(scaled.objective, 3.7 * base.objective, rtol=1e-9)
     np.testing.assert_allclose(scaled.split, base.split, atol=1e-7)
 

@@ -50,8 +50,13 @@ def copied(trained, tmp_path) -> Path:
     return Path(shutil.copytree(trained.folder, tmp_path / "copy"))
 
 
-def same(one, other) -> bool:
-    return all(jax.tree.leaves(jax.tree.map(np.array_equal, one, other)))
+def assert_goes_on_to_the_same(trained: runs.RunResult, folder: Path) -> None:
+    """The run in `folder` ends as the one never interrupted: every row once, bit for bit."""
+    whole = runs.train(tiny(4), folder=folder)
+    assert whole.finished
+    assert [row["step"] for row in whole.rows] == [1, 2, 3, 4]
+    mine, theirs = (runs.load_policy(f, "latest").params for f in (folder, trained.folder))
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, mine, theirs)))
 
 
 def test_a_run_leaves_everything(trained) -> None:
@@ -68,7 +73,7 @@ def test_a_run_leaves_everything(trained) -> None:
 
 
 def test_resumed_equals_uninterrupted(trained, tmp_path) -> None:
-    """Stopped after two updates and gone on with: the same parameters bit for bit."""
+    """Stopped after two updates by SIGTERM, and gone on with."""
 
     def stop_after_two(row: loop.Row) -> None:
         if row["step"] == 2:
@@ -77,17 +82,11 @@ def test_resumed_equals_uninterrupted(trained, tmp_path) -> None:
     folder = tmp_path / "half"
     half = runs.train(tiny(4), [stop_after_two], folder)
     assert (half.step, half.finished) == (2, False)
-    whole = runs.train(tiny(4), folder=folder)
-    assert whole.finished
-    assert [row["step"] for row in whole.rows] == [1, 2, 3, 4]
-    assert same(
-        runs.load_policy(folder, "latest").params,
-        runs.load_policy(trained.folder, "latest").params,
-    )
+    assert_goes_on_to_the_same(trained, folder)
 
 
 def test_killed_and_gone_on_with(trained, tmp_path) -> None:
-    """kill -9 in the middle: from the last checkpoint on, every row once, the same parameters."""
+    """kill -9 in the middle: from the last checkpoint on."""
     folder, config = tmp_path / "killed", tmp_path / "config.yaml"
     config.write_text(to_yaml(tiny(4)))
     words = [sys.executable, str(ROOT / "train.py"), "--config", str(config), "--run", str(folder)]
@@ -99,13 +98,7 @@ def test_killed_and_gone_on_with(trained, tmp_path) -> None:
         time.sleep(0.005)
     process.kill()
     process.wait()
-    whole = runs.train(tiny(4), folder=folder)
-    assert whole.finished
-    assert [row["step"] for row in whole.rows] == [1, 2, 3, 4]
-    assert same(
-        runs.load_policy(folder, "latest").params,
-        runs.load_policy(trained.folder, "latest").params,
-    )
+    assert_goes_on_to_the_same(trained, folder)
 
 
 def test_what_may_not_change_within_a_run(trained) -> None:
