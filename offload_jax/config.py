@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import re
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Discriminator, TypeAdapter, ValidationError
 
 from offload_jax.env import EnvConfig
 from offload_jax.learner import Learner, LearnerConfig
@@ -43,7 +44,9 @@ class RunConfig:
 class TrainConfig:
     """Everything that `train` takes."""
 
-    scenario: PaperScenario | EdgeScenario = field(default_factory=PaperScenario)
+    scenario: Annotated[PaperScenario | EdgeScenario, Discriminator("kind")] = field(
+        default_factory=PaperScenario
+    )
     env: EnvConfig = field(default_factory=EnvConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
     learner: LearnerConfig = field(default_factory=LearnerConfig)
@@ -95,7 +98,11 @@ def load_config(source: str | Path) -> TrainConfig:
         raise ConfigError(
             f"config is {str(source)!r}; must be a YAML file or one of {', '.join(presets())}{near}"
         )
-    return parse_config(path.read_text(encoding="utf-8"), str(path))
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config is {str(source)!r}, which cannot be read: {error}") from None
+    return parse_config(text, str(path))
 
 
 def parse_config(text: str, source: str = "<text>") -> TrainConfig:
@@ -106,6 +113,8 @@ def parse_config(text: str, source: str = "<text>") -> TrainConfig:
         raise ConfigError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
     settings = {} if settings is None else settings
     _refuse_unknown(settings, TrainConfig, source, "")
+    if "scenario" in settings:
+        settings = {**settings, "scenario": {"kind": "paper", **settings["scenario"]}}
     try:
         config = TypeAdapter(TrainConfig).validate_python(settings)
     except ValidationError as error:
@@ -126,7 +135,7 @@ def to_yaml(config: TrainConfig) -> str:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """YAML in which a key may not appear twice."""
+    """YAML in which a key may not appear twice, and `off` and `no` are words, as in YAML 1.2."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = [self.construct_object(key, deep=True) for key, _ in node.value]
@@ -136,6 +145,15 @@ class _StrictLoader(yaml.SafeLoader):
                     None, None, f"setting {key!r} appears twice", node.start_mark
                 )
         return super().construct_mapping(node, deep)
+
+
+_StrictLoader.yaml_implicit_resolvers = {
+    first: [(tag, rule) for tag, rule in rules if not tag.endswith(":bool")]
+    for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_StrictLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile("true|True|TRUE|false|False|FALSE"), list("tTfF")
+)
 
 
 def _refuse_unknown(settings: Any, record: type, source: str, path: str) -> None:
@@ -150,7 +168,8 @@ def _refuse_unknown(settings: Any, record: type, source: str, path: str) -> None
         "run": RunConfig,
         "tracking": TrackingConfig,
     }
-    allowed = [f.name for f in fields(record)]
+    types = {f.name: f.type for f in fields(record)}
+    allowed = list(types)
     for key, value in settings.items():
         name = f"{path}.{key}" if path else str(key)
         if key not in allowed:
@@ -158,13 +177,16 @@ def _refuse_unknown(settings: Any, record: type, source: str, path: str) -> None
             raise ConfigError(
                 f"{source}: {name} is unknown; must be one of {', '.join(allowed)}{near}"
             )
+        if isinstance(value, bool) != (types[key] == "bool"):  # pydantic takes true for 1
+            wanted = "true or false" if types[key] == "bool" else "a number or a text"
+            raise ConfigError(f"{source}: {name} is {value!r}; must be {wanted}")
         if record is TrainConfig and key in parts:
             _refuse_unknown(value, parts[key] or _scenario_class(value, source), source, name)
 
 
 def _scenario_class(settings: Any, source: str) -> type:
     kind = settings.get("kind", "paper") if isinstance(settings, dict) else "paper"
-    if kind not in SCENARIOS:
+    if not isinstance(kind, str) or kind not in SCENARIOS:
         raise ConfigError(
             f"{source}: scenario.kind is {kind!r}; must be one of {', '.join(SCENARIOS)}"
             + nearest(str(kind), list(SCENARIOS))
@@ -178,9 +200,10 @@ def nearest(name: str, allowed: list[str]) -> str:
 
 
 def _describe(source: str, error: Any) -> str:
-    # A scenario's error carries the class tried; the path in the file does not.
-    classes = {cls.__name__ for cls in SCENARIOS.values()}
-    path = ".".join(str(part) for part in error["loc"] if part not in classes)
+    place = [str(part) for part in error["loc"]]
+    if place[0] == "scenario":  # then comes its kind, which is no part of the path in the file
+        del place[1]
+    path = ".".join(place)
     return f"{source}: {path} is {error['input']!r}; {error['msg'][0].lower()}{error['msg'][1:]}"
 
 

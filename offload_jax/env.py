@@ -68,7 +68,8 @@ class State:
 
 
 def reset(instance: Instance, env: EnvConfig = EnvConfig()) -> State:
-    """Nobody decided, everybody denied."""
+    """Nobody decided, everybody denied. Raises ValueError for impossible settings of `env`."""
+    env.validate()
     number = jnp.zeros_like(instance.steps)
     state = State(
         assignment=jnp.zeros_like(instance.alpha, jnp.int32),
@@ -89,8 +90,10 @@ def step(
 ) -> tuple[State, Float[Array, "*batch"]]:
     """One decision, one solve.
 
-    An illegal action denies (arrival, sorted) or does nothing (adaptive).
+    An illegal action denies (arrival, sorted) or does nothing (adaptive). Raises ValueError for
+    impossible settings of `env`.
     """
+    env.validate()
     if env.order == "adaptive":
         chosen, batch, stops = _adaptive_choice(instance, state, action)
     else:

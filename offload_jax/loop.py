@@ -48,7 +48,7 @@ def loop(
     """Updates until all are made or `stop` is set, with rows, evaluations and checkpoints."""
     learner, every, updates = config.to_learner(), config.run, config.learner.updates
     validation_key = jax.random.fold_in(jax.random.key(config.seed), VALIDATION)
-    instances, best, _ = validation_set(config.scenario, every.eval_instances, validation_key)
+    instances, best = validation_set(config.scenario, every.eval_instances, validation_key)
     decisions = config.learner.instances * config.learner.samples * config.scenario.max_users
     step, pending, since = int(state.step), [], time.perf_counter()
     while step < updates and not stop.is_set():

@@ -49,8 +49,11 @@ def worst_cell(comparison: Comparison, method: str) -> Row:
     return max(rows, key=lambda row: row.gap_mean)
 
 
-def learning_curve(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Writes a PNG: gap of the greedy policy, and what the samples gain, against updates."""
+def learning_curve(rows: Sequence[dict[str, Any]], path: Path, reference: str) -> None:
+    """Writes a PNG: gap of the greedy policy, and what the samples gain, against updates.
+
+    `reference` is what the gap is measured against.
+    """
     from matplotlib.ticker import LogLocator
 
     figure, (left, right) = _figure(1, 2, (9.0, 3.4))
@@ -62,7 +65,9 @@ def learning_curve(rows: Sequence[dict[str, Any]], path: Path) -> None:
         left.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         left.yaxis.set_major_formatter("{x:g}")
         left.minorticks_off()
-    left.set(xlabel="update", ylabel="mean gap of greedy decoding, %", title="Distance to the best")
+    left.set(
+        xlabel="update", ylabel="mean gap of greedy decoding, %", title=f"Gap to the {reference}"
+    )
     steps = [row["step"] for row in rows]
     for name, label in (("best_of_samples", "best sample"), ("gain", "mean of samples")):
         right.plot(steps, [100 * row[name] for row in rows], label=label)
@@ -76,7 +81,7 @@ def learning_curve(rows: Sequence[dict[str, Any]], path: Path) -> None:
 def gap_figure(comparison: Comparison, path: Path) -> None:
     """Writes a PNG: mean gap of every method (deny left out) in every cell."""
     cells = [cell for cell in comparison.cells() if cell not in (ALL, HARD)]
-    methods = [method for method in comparison.methods() if method != "deny"]
+    methods = [m for m in comparison.methods() if m != "deny"] or comparison.methods()
     gaps = np.array([[100 * comparison.row(m, c).gap_mean for c in cells] for m in methods])
     figure, axes = _figure(1, 1, (max(4.0, 0.55 * len(cells) + 2.6), 0.36 * len(methods) + 1.6))
     shown = axes.imshow(np.maximum(gaps, 0.01), norm="log", cmap="Blues", aspect="auto")

@@ -9,7 +9,10 @@ from __future__ import annotations
 import fcntl
 import json
 import platform
+import resource
 import subprocess
+import sys
+import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,6 +27,7 @@ import jax
 from offload_jax import learner as learning
 from offload_jax.checkpoint import CheckpointError, Checkpoints
 from offload_jax.config import ConfigError, TrainConfig, load_config, to_yaml
+from offload_jax.evaluation import reference_name
 from offload_jax.learner import LearnerState
 from offload_jax.loop import Callback, Reporter, Row, loop, stop_requests
 from offload_jax.policies import Policy
@@ -67,6 +71,7 @@ def train(
     training diverges or the disk is full: the run can then go on from its last checkpoint.
     """
     config.validate()
+    started = time.perf_counter()
     folder = new_folder(config) if folder is None else Path(folder)
     with _claimed(folder):
         if is_run(folder):
@@ -85,8 +90,9 @@ def train(
             finally:
                 metrics.close()
             checkpoints.wait()
+        _write_end(folder, about, int(state.step), time.perf_counter() - started)
     rows = read_rows(folder / "metrics.jsonl")
-    learning_curve(rows, folder / "learning_curve.png")
+    learning_curve(rows, folder / "learning_curve.png", reference_name(config.scenario))
     step = int(state.step)
     return RunResult(folder, load_policy(folder), rows, step, step >= config.learner.updates)
 
@@ -153,6 +159,14 @@ def _write_about(folder: Path, config: TrainConfig) -> dict[str, Any]:
     about["starts"].append({"time": datetime.now().astimezone().isoformat(), **provenance()})
     replace_text(path, json.dumps(about, indent=1))
     return about
+
+
+def _write_end(folder: Path, about: dict[str, Any], step: int, seconds: float) -> None:
+    """Adds to run.json how far this start came, and what it took, compiling included."""
+    unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts bytes there, KiB elsewhere
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+    about["starts"][-1] |= {"step": step, "seconds": seconds, "peak_memory_mb": peak}
+    replace_text(folder / "run.json", json.dumps(about, indent=1))
 
 
 def provenance() -> dict[str, Any]:
@@ -227,7 +241,7 @@ def resumed(saved: TrainConfig, wanted: TrainConfig) -> TrainConfig:
     """
     same = replace(
         saved,
-        run=wanted.run,
+        run=replace(wanted.run, eval_instances=saved.run.eval_instances),
         tracking=wanted.tracking,
         learner=replace(saved.learner, updates=wanted.learner.updates),
     )
@@ -236,8 +250,8 @@ def resumed(saved: TrainConfig, wanted: TrainConfig) -> TrainConfig:
         if before.get(name) != after.get(name):
             raise ConfigError(
                 f"{name} is {after.get(name)!r}; must stay {before.get(name)!r}, as in the run's "
-                "config.yaml. A run that goes on may change only run.*, tracking.* and "
-                "learner.updates; start a new run for anything else."
+                "config.yaml. A run that goes on may change only tracking.*, learner.updates and "
+                "run.* but for run.eval_instances; start a new run for anything else."
             )
     return wanted
 

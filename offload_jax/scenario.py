@@ -80,7 +80,10 @@ class PaperScenario:
         _check(-np.inf < centre < self.steps, "accuracy_centre", centre, limit)
 
     def hard_cells(self) -> list[str]:
-        """Cells where deciding matters: few edge GPUs, many users. Elsewhere most rules do well."""
+        """Cells with few edge GPUs for many users.
+
+        The others are easy, but for those with more users than places in the batch.
+        """
         return [f"N{n}-E{e}" for n in self.num_users for e in self.edge_gpus if n >= 12 and e <= 8]
 
     def cells(self) -> dict[str, PaperScenario]:
@@ -92,7 +95,11 @@ class PaperScenario:
         }
 
     def sample(self, key: Key) -> Instance:
-        """One instance, its users padded to `max_users`, in order of arrival."""
+        """One instance, its users padded to `max_users`, in order of arrival.
+
+        Raises ValueError for an impossible scenario.
+        """
+        self.validate()
         width, steps = self.max_users, float(self.steps)
         keys = jax.random.split(key, 5)
         num_users = jax.random.choice(keys[0], jnp.array(self.num_users))
@@ -219,7 +226,11 @@ class EdgeScenario:
         return {f"N{n}": replace(self, num_users=(n,)) for n in self.num_users}
 
     def sample(self, key: Key) -> Instance:
-        """One instance, its users padded to `max_users`, in order of arrival."""
+        """One instance, its users padded to `max_users`, in order of arrival.
+
+        Raises ValueError for an impossible scenario.
+        """
+        self.validate()
         width, steps = self.max_users, float(self.steps)
         keys = iter(jax.random.split(key, 12))
         users, pairs = (width,), (width, self.models)
@@ -303,8 +314,9 @@ def _check_positive(scenario: Scenario, *names: str) -> None:
 
 
 def _check_counts(name: str, values: Sequence[object]) -> None:
-    good = len(values) > 0 and all(isinstance(v, int) and v >= 1 for v in values)
-    _check(good, name, values, "one or more whole numbers >= 1")
+    # A tuple, because scenarios are static arguments of jitted functions, and those are hashed.
+    good = isinstance(values, tuple) and all(isinstance(v, int) and v >= 1 for v in values)
+    _check(good and len(values) > 0, name, values, "a tuple of one or more whole numbers >= 1")
 
 
 def _check_range(

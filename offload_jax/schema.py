@@ -133,6 +133,8 @@ def parse_instances(text_or_obj: object, source: str = "<memory>") -> list[Insta
 def _instance(value: Any, path: str) -> InstanceRecord:
     reader = documents.Reader(value, INSTANCE_HEADER, INSTANCE + OPTIMUM, path)
     record = reader.build(InstanceRecord, INSTANCE)
+    if record.steps % 1:  # then no whole split is the all-local one
+        raise SchemaError(f"{path}.steps", f"is {record.steps:g}", "must be a whole number (steps)")
     for k, own in enumerate(np.diag(record.interference)):
         if own == 0:  # then steps would cost a server nothing, and its budget would mean nothing
             place = f"{path}.interference[{k}][{k}]"

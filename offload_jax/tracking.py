@@ -42,7 +42,7 @@ class MetricsFile:
     """Append-only rows of numbers, each on disk (fsync) when `append` returns."""
 
     def __init__(self, path: Path, up_to_step: int | None = None) -> None:
-        """Opens or creates; rows after step `up_to_step` and a torn last row are dropped."""
+        """Opens or creates; rows after step `up_to_step` and torn rows are dropped."""
         self.path = path
         rows = [row for row in read_rows(path) if up_to_step is None or row["step"] <= up_to_step]
         text = "".join(json.dumps(row) + "\n" for row in rows)
@@ -63,15 +63,13 @@ class MetricsFile:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics file; a torn last one (a crash in mid-write) is left out."""
+    """The rows of a metrics file; torn ones (a crash in mid-write) are left out."""
     if not path.exists():
         return []
     rows = []
     for line in path.read_bytes().splitlines():
-        try:
+        with contextlib.suppress(ValueError):  # of JSON, or of UTF-8
             rows.append(json.loads(line))
-        except ValueError:  # of JSON, or of UTF-8
-            break
     return rows
 
 

@@ -29,16 +29,17 @@ def trained(tmp_path_factory) -> Path:
 def test_eval_on_a_file(trained, capsys) -> None:
     words = ["eval", "--run", str(trained), "--instances", str(GOLDEN / "paper.json")]
     assert cli.main([*words, "--samples", "1", "4"]) == 0
-    assert "optimum (top-b)" in capsys.readouterr().out
-    out = trained / "eval"
+    assert "gap to the optimum in the file" in capsys.readouterr().out
+    out = trained / "eval-paper"
     found = json.loads((out / "eval.json").read_text())["cells"]["paper"]
-    assert found["deny"]["gap_mean"] == 1.0
-    assert found["top-b"]["gap_max"] == 0.0
+    assert found["deny"]["gap_mean"] == pytest.approx(1)
+    assert abs(found["top-b"]["gap_max"]) <= 1e-5
     assert found["greedy"]["gap_max"] <= 1e-5
     assert 0 <= found["policy, best of 4"]["gap_mean"] <= found["policy, greedy"]["gap_mean"] + 1e-9
     assert {"gap_mean", "gap_ci95", "gap_p95", "gap_max", "seconds_per_plan"} <= set(found["grant"])
     plans = schema.read_plans(out / "plans.json")
     assert len(plans) == 20
+    assert {plan.method for plan in plans} == {"policy, best of 4"}
     for name in ("gaps.png", "plan.png"):
         assert (out / name).read_bytes()[:4] == b"\x89PNG"
 
@@ -51,6 +52,8 @@ def test_eval_on_a_file(trained, capsys) -> None:
         (["train", "--learner.samples", "1", "--dry-run"], "learner.samples is 1"),
         (["eval", "--run", "nowhere"], "must be a run directory"),
         (["eval", "--methods", "magic", "--no-policy"], "methods has 'magic'"),
+        (["eval", "--config", "edge"], "config is 'edge'; must be left out"),
+        (["train", "--config", "smoke", "--config", "nope"], "config is 'nope'"),
         (["eval", "--no-policy", "--instances", "missing.json"], "missing.json"),
         (["info", "--run", "nowhere"], "must be a run directory"),
     ],

@@ -22,6 +22,12 @@ from offload_jax.config import ConfigError, load_config, parse_config, presets, 
         ("seed: 1\nseed: 2", "appears twice"),
         ("learner: 3", "must be a mapping"),
         ("a: [", "not valid YAML"),
+        ("scenario: {capacity: 18.5}", "scenario.capacity is 18.5"),
+        ("scenario: {num_users: [8], edge_gpus: abc}", "scenario.edge_gpus is 'abc'"),
+        ("scenario: {kind: [edge]}", r"scenario.kind is \['edge'\]; must be one of paper, edge"),
+        ("learner: {updates: true}", "learner.updates is True; must be a number"),
+        ("seed: true", "seed is True; must be a number"),
+        ("network: {residual: 'no'}", "network.residual is 'no'; must be true or false"),
     ],
 )
 def test_bad_settings_are_named(text, phrase) -> None:
@@ -37,3 +43,20 @@ def test_shipped_configurations() -> None:
         assert parse_config(to_yaml(config)) == config
     with pytest.raises(ConfigError, match="did you mean paper"):
         load_config("papr")
+
+
+@pytest.mark.fast
+def test_words_of_yaml() -> None:
+    """`off` is a word and `true` a flag; numbers may be written as people write them."""
+    text = "tracking: {wandb: off}\nnetwork: {residual: false}\nlearner: {lr: 1e-3}"
+    config = parse_config(text)
+    assert config.tracking.wandb == "off"
+    assert config.network.residual is False
+    assert config.learner.lr == 1e-3
+
+
+@pytest.mark.fast
+def test_files_that_cannot_be_read(tmp_path) -> None:
+    (tmp_path / "latin.yaml").write_bytes(b"seed: 1 # caf\xe9")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_config(tmp_path / "latin.yaml")

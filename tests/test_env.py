@@ -298,6 +298,7 @@ def test_a_smoke_episode_is_traced_once_finite_and_deterministic():
 
 @pytest.mark.fast
 def test_settings_are_checked():
+    instance, _, _ = toy()
     EnvConfig().validate()
     EnvConfig(order="adaptive", reward="terminal").validate()
     for field, allowed in {
@@ -305,5 +306,10 @@ def test_settings_are_checked():
         "reward": "dense, terminal",
         "solver": "native",
     }.items():
-        with pytest.raises(ValueError, match=rf"env\.{field} is 'best'; must be one of {allowed}"):
-            unchecked(EnvConfig(), **{field: "best"}).validate()
+        wrong, message = unchecked(EnvConfig(), **{field: "best"}), rf"env\.{field} is 'best'"
+        with pytest.raises(ValueError, match=f"{message}; must be one of {allowed}"):
+            wrong.validate()
+        with pytest.raises(ValueError, match=message):
+            reset(instance, wrong)
+        with pytest.raises(ValueError, match=message):
+            step(instance, reset(instance), jnp.int32(0), wrong)

@@ -81,6 +81,23 @@ def test_methods_that_do_not_apply_are_left_out_and_said() -> None:
         deciders(None, (), jax.random.key(0), ["magic"])
 
 
+def test_known_optima_are_the_reference() -> None:
+    instances = world("edge", 4)
+    methods = deciders(None, (), jax.random.key(0), ["deny", "grant"])
+    comparison = compare({"edge": instances}, methods, known={"edge": np.full(4, 100.0)})
+    assert comparison.reference == "optimum in the file"
+    gains = np.asarray(gain_of(instances, METHODS["grant"].assign(instances)))
+    row = comparison.row("grant", "edge")
+    assert row.gap_mean == pytest.approx(np.mean(1 - gains / 100), rel=1e-5)
+    assert comparison.row("deny", "edge").gap_mean == pytest.approx(1)
+
+
+def test_a_picture_of_deny_alone(tmp_path) -> None:
+    methods = deciders(None, (), jax.random.key(0), ["deny"])
+    report.gap_figure(compare({"edge": world("edge", 4)}, methods), tmp_path / "gaps.png")
+    assert (tmp_path / "gaps.png").exists()
+
+
 def test_fresh_instances_are_reproducible_and_differ_by_seed() -> None:
     first, again, other = (sample_cells(SMALL, 3, jax.random.key(k)) for k in (1, 1, 2))
     for name in first:
@@ -96,9 +113,9 @@ def test_pictures(compared, tmp_path) -> None:
     ]
     instance, _, _ = toy()
     report.gap_figure(comparison, tmp_path / "gaps.png")
-    report.learning_curve(rows, tmp_path / "curve.png")
-    report.learning_curve([{**row, "gap": 0.0} for row in rows], tmp_path / "flat.png")
-    report.learning_curve([], tmp_path / "empty.png")
+    report.learning_curve(rows, tmp_path / "curve.png", "optimum")
+    report.learning_curve([{**row, "gap": 0.0} for row in rows], tmp_path / "flat.png", "optimum")
+    report.learning_curve([], tmp_path / "empty.png", "optimum")
     for method in ("deny", "greedy"):
         report.plan_figure(instance, solve(instance, method), tmp_path / f"{method}.png")
     for name in ("gaps", "curve", "flat", "empty", "deny", "greedy"):

@@ -69,7 +69,11 @@ def test_a_run_leaves_everything(trained) -> None:
     assert trained.finished
     assert runs.read_config(trained.folder) == tiny(4, "offline")
     about = json.loads((trained.folder / "run.json").read_text())
-    assert {"commit", "python", "versions", "device"} <= set(about["starts"][0])
+    [start] = about["starts"]
+    assert {"commit", "python", "versions", "device"} <= set(start)
+    assert start["step"] == 4
+    assert start["seconds"] > 0
+    assert start["peak_memory_mb"] > 100
 
 
 def test_resumed_equals_uninterrupted(trained, tmp_path) -> None:
@@ -108,6 +112,8 @@ def test_what_may_not_change_within_a_run(trained) -> None:
         runs.resumed(saved, replace(saved, seed=5))
     with pytest.raises(ConfigError, match=r"network\.width is 32; must stay 16"):
         runs.resumed(saved, replace(saved, network=replace(saved.network, width=32)))
+    with pytest.raises(ConfigError, match=r"run\.eval_instances is 9; must stay 16"):
+        runs.resumed(saved, replace(saved, run=replace(saved.run, eval_instances=9)))
 
 
 def test_a_full_disk_stops_the_run_and_loses_nothing(copied, monkeypatch) -> None:

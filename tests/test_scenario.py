@@ -143,6 +143,7 @@ def test_misuse_of_instances_is_told(tmp_path) -> None:
         (PaperScenario(), {"num_users": ()}, "num_users"),
         (PaperScenario(), {"edge_gpus": (0,)}, "edge_gpus"),
         (PaperScenario(), {"num_users": (4.5,)}, "num_users"),
+        (PaperScenario(), {"num_users": [4]}, "num_users"),
         (PaperScenario(), {"steps": 0}, "steps"),
         (PaperScenario(), {"bandwidth": float("nan")}, "bandwidth"),
         (PaperScenario(), {"split_min": 201}, "split_min"),
@@ -165,4 +166,4 @@ def test_misuse_of_instances_is_told(tmp_path) -> None:
 def test_validate_names_the_field(scenario, changes, field) -> None:
     scenario.validate()
     with pytest.raises(ValueError, match=rf"scenario\.{field} is .*; must be "):
-        unchecked(scenario, **changes).validate()
+        sample(unchecked(scenario, **changes), jax.random.key(0))

@@ -17,6 +17,7 @@ GOLDEN = Path(__file__).parent / "golden"
 # place, new value (JSON, or `removed`), message from the field's path on
 DOMAIN = """
 steps                       | 0     | steps: is 0; must be > 0 (steps)
+steps                       | 50.5  | steps: is 50.5; must be a whole number (steps)
 bandwidth                   | -1    | bandwidth: is -1; must be > 0 (Hz)
 servers.0.budget            | -1    | servers[0].budget: is -1; must be >= 0 (s), or null for no limit
 batches.1.server            | 2     | batches[1].server: is 2; must be < G = 2 (server from 0)

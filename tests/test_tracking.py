@@ -17,9 +17,9 @@ from offload_jax.tracking import MetricsFile, Mirror, TrackingConfig, read_rows,
 
 
 @pytest.mark.fast
-def test_a_torn_last_row_and_later_rows_are_dropped(tmp_path) -> None:
+def test_torn_rows_and_later_ones_are_dropped(tmp_path) -> None:
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
+    path.write_text('{"step": 1}\n{"ste\n{"step": 2}\n{"step": 3}\n{"st')
     metrics = MetricsFile(path, up_to_step=2)
     metrics.append({"step": 3, "again": 1.0})
     metrics.close()

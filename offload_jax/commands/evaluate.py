@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import jax
+import numpy as np
 import tyro
 from rich.console import Console
 from rich.markdown import Markdown
@@ -50,12 +51,14 @@ class Arguments:
     """Baselines to compare with."""
     no_policy: bool = False
     """Compare the baselines alone (of --config's scenario, or on --instances)."""
-    config: str = "paper"
-    """Scenario for --no-policy without --instances."""
+    config: str | None = None
+    """Scenario for --no-policy without --instances. Default: paper."""
     seed: int = 2**31
     """Of the fresh instances and the samples; other than training's."""
     out: Path | None = None
-    """Where eval.json, the plans and the pictures go. Default: eval/ in the run directory."""
+    """Where eval.json, the plans and the pictures go.
+
+    Default: eval/ in the run directory, or eval-FILE/ with --instances FILE.json."""
 
 
 def run(words: list[str], prog: str) -> int:
@@ -65,7 +68,8 @@ def run(words: list[str], prog: str) -> int:
     records = _read(parsed.instances) if parsed.instances else []
     folder = None if parsed.no_policy else parsed.run or runs.newest_run()
     policy = runs.load_policy(folder) if folder else None
-    out = _out_folder(parsed.out or (folder / "eval" if folder else Path("eval")))
+    name = f"eval-{parsed.instances.stem}" if parsed.instances else "eval"
+    out = _out_folder(parsed.out or (folder or Path()) / name)
     if policy:
         print(f"policy: {policy.source}", flush=True)
     key = jax.random.key(parsed.seed)
@@ -73,14 +77,14 @@ def run(words: list[str], prog: str) -> int:
     if parsed.instances:
         groups = _groups(parsed.instances, records)
         cells = {name: _stacked(records, chosen) for name, chosen in groups.items()}
-        comparison = _compare(cells, methods, [])
+        comparison = _compare(cells, methods, [], _known(records, groups))
         _write_comparison(comparison, out, policy, parsed)
-        name = comparison.methods()[-1]  # the policy's strongest decoding, where there is one
+        name = _strongest(comparison, policy)
         _write_plans(records, groups, name, methods[name], out)
         return 0
-    config = runs.read_config(folder) if folder else load_config(parsed.config)
+    config = runs.read_config(folder) if folder else load_config(parsed.config or "paper")
     cells = sample_cells(config.scenario, parsed.per_cell, key)
-    comparison = _compare(cells, methods, config.scenario.hard_cells())
+    comparison = _compare(cells, methods, config.scenario.hard_cells(), None)
     _write_comparison(comparison, out, policy, parsed)
     return 0
 
@@ -100,6 +104,11 @@ def _check(parsed: Arguments) -> None:
         raise ConfigError(f"seed is {parsed.seed}; must be in 0..{2**32 - 1}")
     if parsed.no_policy and parsed.run:
         raise ConfigError("run names a policy but no-policy leaves it out; give one of them")
+    if parsed.config is not None and (parsed.instances or not parsed.no_policy):
+        raise ConfigError(
+            f"config is {parsed.config!r}; must be left out, but with no-policy and no instances: "
+            "a run has a scenario of its own"
+        )
 
 
 def _read(path: Path) -> list[InstanceRecord]:
@@ -136,8 +145,30 @@ def _stacked(records: Sequence[InstanceRecord], chosen: Sequence[int]) -> Instan
     return stack([from_record(records[i]) for i in chosen])
 
 
+def _known(
+    records: Sequence[InstanceRecord], groups: dict[str, list[int]]
+) -> dict[str, np.ndarray] | None:
+    """Gains (U - U_deny, s) of the optima in the file, by cell, where every instance has one."""
+    found = [r.optimum for r in records]
+    gains = np.array([o.objective - o.deny_all for o in found if o is not None])
+    if len(gains) < len(records):
+        return None
+    return {name: gains[chosen] for name, chosen in groups.items()}
+
+
+def _strongest(comparison: Comparison, policy: Policy | None) -> str:
+    """The method with the smallest gap, among the policy's decodings where there is a policy."""
+    cells = comparison.cells()
+    names = [m for m in comparison.methods() if policy is None or m not in METHODS]
+    cell = ALL if ALL in cells else cells[0]
+    return min(reversed(names), key=lambda name: comparison.row(name, cell).gap_mean)
+
+
 def _compare(
-    cells: dict[str, Instance], methods: dict[str, Decider], hard: Sequence[str]
+    cells: dict[str, Instance],
+    methods: dict[str, Decider],
+    hard: Sequence[str],
+    known: dict[str, np.ndarray] | None,
 ) -> Comparison:
     reasons = refusals(cells, methods)
     if len(reasons) == len(methods):
@@ -145,7 +176,7 @@ def _compare(
         raise ConfigError(f"methods has none that applies ({why}); must have at least one")
     console = Console(stderr=True)
     if not console.is_terminal:
-        return compare(cells, methods, hard)
+        return compare(cells, methods, hard, known=known)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("evaluating", total=len(cells) * len(methods))
@@ -153,7 +184,7 @@ def _compare(
         def show(cell: str, method: str) -> None:
             bar.update(task, advance=1, description=f"{cell}: {method}")
 
-        return compare(cells, methods, hard, show)
+        return compare(cells, methods, hard, show, known)
 
 
 def _write_comparison(
@@ -167,12 +198,12 @@ def _write_comparison(
     }
     result = {"source": source, **runs.provenance(), **comparison.to_json()}
     (out / "eval.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
-    report.gap_figure(comparison, out / "gaps.png")
     cells = comparison.cells()
     count = comparison.row(comparison.methods()[0], ALL if ALL in cells else cells[0]).instances
     title = f"{count:,} instances; gap to the {comparison.reference}"
     table = report.markdown(comparison)
     (out / "table.md").write_text(f"{title}\n\n{table}\n", encoding="utf-8")
+    report.gap_figure(comparison, out / "gaps.png")
     print(title)
     console = Console()
     console.print(Markdown(table)) if console.is_terminal else print(table)

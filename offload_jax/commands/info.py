@@ -9,7 +9,9 @@ import tyro
 
 from offload_jax import runs
 from offload_jax.baselines import METHODS
+from offload_jax.checkpoint import Checkpoints
 from offload_jax.config import ConfigError, load_config, presets, to_yaml
+from offload_jax.evaluation import reference_name
 from offload_jax.tracking import read_rows
 
 
@@ -44,12 +46,14 @@ def _describe_run(folder: Path) -> int:
     config = runs.read_config(folder)
     rows = read_rows(folder / "metrics.jsonl")
     evaluated = [row for row in rows if "gap" in row]
-    step = rows[-1]["step"] if rows else 0
+    with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
+        step = checkpoints.latest() or 0
     print(f"run: {folder} ({config.scenario.kind}, {config.env.order} order)")
     print(f"update: {step} of {config.learner.updates}")
     if evaluated:
         best = min(evaluated, key=lambda row: row["gap"])
-        print(f"best gap: {100 * best['gap']:.3f} % at update {best['step']}")
+        reference = reference_name(config.scenario)
+        print(f"best gap: {100 * best['gap']:.3f} % at update {best['step']}, to the {reference}")
     if step < config.learner.updates:
         print(f"go on with: python train.py --run {folder}")
     return 0

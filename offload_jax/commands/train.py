@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from offload_jax import learner as learning
 from offload_jax import runs
 from offload_jax.config import ConfigError, TrainConfig, load_config, to_yaml
+from offload_jax.evaluation import reference_name
 from offload_jax.loop import Row
 
 Settings = Annotated[TrainConfig, tyro.conf.arg(name="")]
@@ -61,13 +62,17 @@ def run(words: list[str], prog: str) -> int:
 
 
 def _peek(words: list[str], name: str) -> str | None:
-    """The value of one option before the full parse, whose defaults depend on it."""
+    """The value of one option (the last, as the parser has it) before the full parse.
+
+    The defaults of the full parse depend on it.
+    """
+    found = None
     for i, word in enumerate(words):
         if word == f"--{name}" and i + 1 < len(words):
-            return words[i + 1]
-        if word.startswith(f"--{name}="):
-            return word.split("=", 1)[1]
-    return None
+            found = words[i + 1]
+        elif word.startswith(f"--{name}="):
+            found = word.split("=", 1)[1]
+    return found
 
 
 def _dry_run(config: TrainConfig) -> int:
@@ -87,7 +92,8 @@ def _summary(result: runs.RunResult, config: TrainConfig) -> int:
     evaluated = [row for row in result.rows if "gap" in row]
     if evaluated:
         best = min(evaluated, key=lambda row: row["gap"])
-        print(f"best gap {100 * best['gap']:.3f} % at update {best['step']}")
+        reference = reference_name(config.scenario)
+        print(f"best gap {100 * best['gap']:.3f} % at update {best['step']}, to the {reference}")
         print(f"learning curve: {result.folder}/learning_curve.png")
     if not result.finished:
         print(f"stopped at update {result.step} of {config.learner.updates}")

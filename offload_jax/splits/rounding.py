@@ -49,6 +49,8 @@ def round_splits(
     over = server_use(problem, up) > problem.budget
     over = pick(problem.server, over.astype(split.dtype)) > 0
     up = jnp.where(over, jnp.minimum(jnp.ceil(split), problem.steps), up)
+    # Neither may go below a bound that lies between the whole number and the split.
+    up = jnp.maximum(up, jnp.ceil(problem.lower))
     up = jnp.where(problem.granted, up, problem.steps)
     n, *_ = jax.lax.while_loop(lambda carry: jnp.any(carry[2]), lower_best, (up, *best(up)))
     return n.astype(jnp.int32)
