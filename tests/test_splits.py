@@ -51,8 +51,8 @@ def test_every_problem_is_solved(name, bits) -> None:
     limit, rounding = (1e-8, 1e-12) if bits == 64 else (1e-4, 4e-6)
     assert np.all(np.asarray(solution.status) == Status.SOLVED)
     assert residual.max() <= limit
-    # Judged apart from the package. A float32 split of 150 steps is a rounding of 1e-5 steps, which
-    # a price of 40 makes 2e-4 of a budget's complementarity: so there prices count as 1, as in ours.
+    # Judged apart from the package. A float32 split of 150 steps is right to 1e-5 steps, which 26
+    # rows and a price of 40 make 2e-4 of complementarity: so there prices count as 1, as in ours.
     cap = np.inf if bits == 64 else 1.0
     assert kkt(p, n, price.astype(float), cap).max() <= limit
     # Bounds hold exactly, budgets up to the rounding of a sum; rows not granted stay at T.
