@@ -125,32 +125,18 @@ def observe(
     current = is_current(instance, state).astype(gains.dtype) * (0.0 if adaptive else 1.0)
 
     def candidates(x: Array) -> Array:
-        """All users, or the current one alone."""
-        if adaptive:
-            return x
-        chosen = current.reshape(
-            current.shape[0], *(1,) * (x.ndim - current.ndim), *current.shape[1:]
-        )
-        return jnp.sum(x * chosen, axis=0, keepdims=True)
+        return x if adaptive else _only(current, x)
 
+    real = model.num_real_users(instance)
     left = jnp.maximum(instance.capacity - state.load, 0)  # (batches,)
     waiting = undecided * demand
-    gain, seconds, images = (
-        candidates(gains),
-        candidates(local[:, None]),
-        candidates(demand[:, None]),
-    )
+    gain, seconds, images = map(candidates, (gains, local[:, None], demand[:, None]))
     one_run = jnp.maximum(seconds, jnp.finfo(seconds.dtype).tiny)
-    # Images that wait for the same batch and would gain more there, against the room that is left.
-    # Nobody is ahead of himself: a fused kernel may compute the two sides with different rounding.
     users = gains.shape[0]
     itself = candidates(jnp.eye(users).reshape(users, users, *(1,) * (gains.ndim - 2)))
-    better = (gains[None] > gain[:, None]) & (gains[None] > 0) & (itself[:, :, None] == 0)
-    ahead = jnp.sum(jnp.where(better, waiting[:, None], 0), axis=1) / (left + 1)
+    ahead = _ahead(gain, gains, itself, waiting) / (left + 1)
     wanting = jnp.sum(jnp.where(gains > 0, waiting[:, None], 0), axis=0) / (left + 1)
-    hope = jnp.sum(jnp.maximum(gains, 0) * undecided[:, None], axis=0) / (
-        unit * model.num_real_users(instance)
-    )
+    hope = jnp.sum(jnp.maximum(gains, 0) * undecided[:, None], axis=0) / (unit * real)
     step_share = placed.step_time * instance.steps / one_run
     prices = jnp.log1p(pick(instance.server, state.price))
     reduced = gain / one_run
@@ -166,7 +152,6 @@ def observe(
         jnp.minimum(step_share, 4),
         jnp.broadcast_to(prices, shape),
     ]
-    real = model.num_real_users(instance)
     overall = [
         jnp.sum(undecided, axis=0) / real,
         placed.num_granted / real,
@@ -184,3 +169,19 @@ def observe(
         mask=action_mask(instance, state, env),
         adaptive=adaptive,
     )
+
+
+def _only(current: Float[Array, "users *batch"], x: Array) -> Array:
+    """The current user's row of x (users, ..., *batch), as the only one of its first axis."""
+    chosen = current.reshape(current.shape[0], *(1,) * (x.ndim - current.ndim), *current.shape[1:])
+    return jnp.sum(x * chosen, axis=0, keepdims=True)
+
+
+def _ahead(gain: Array, gains: Array, itself: Array, waiting: Array) -> Array:
+    """Images that wait for the same batch and would gain more there: (candidates, batches, *batch).
+
+    Nobody is ahead of himself (`itself`: (candidates, users), 1 where they are the same): a fused
+    kernel may compute the two sides of the comparison with different rounding.
+    """
+    better = (gains[None] > gain[:, None]) & (gains[None] > 0) & (itself[:, :, None] == 0)
+    return jnp.sum(jnp.where(better, waiting[:, None], 0), axis=1)

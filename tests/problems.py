@@ -122,13 +122,8 @@ def value(p: dict[str, np.ndarray], split: np.ndarray) -> np.ndarray:
     return np.sum(np.where(p["granted"], p["weight"] * (curve - p["saving"] * split), 0), 0)
 
 
-def kkt(
-    p: dict[str, np.ndarray], split: np.ndarray, price: np.ndarray, cap: float = np.inf
-) -> np.ndarray:
-    """KKT residual of the formulation in float64, written apart from the package's.
-
-    A price above `cap` counts as that in the complementarity of budgets.
-    """
+def kkt(p: dict[str, np.ndarray], split: np.ndarray, price: np.ndarray) -> np.ndarray:
+    """KKT residual of the formulation in float64, written apart from the package's."""
     sig = sigmoid(p["slope"] * (split - p["centre"]))
     steepest = p["amplitude"] * p["slope"]
     g = steepest * sig * (1 - sig) - p["saving"]
@@ -141,9 +136,7 @@ def kkt(
     limited = np.isfinite(p["budget"])
     budget = np.where(limited, p["budget"], 0)
     over = np.where(limited, use(p, split, len(budget)) - budget, 0)
-    gap = np.maximum.reduce([over, np.abs(np.minimum(price, cap) * over), -price]) / np.maximum(
-        budget, 1
-    )
+    gap = np.maximum.reduce([over, np.abs(price * over), -price]) / np.maximum(budget, 1)
     return np.maximum(np.max(np.where(p["granted"], row, 0), 0), gap.max(0))
 
 

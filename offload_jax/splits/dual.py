@@ -12,8 +12,8 @@ and mask every array of the loop, so `solve_dual` brings its own batching rule.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple, TypeAlias
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -137,7 +137,8 @@ def _solve_batch_last(problem: SplitProblem) -> tuple[Array, Array]:
         mixed = split_high + pick(problem.server, mix) * (split_low - split_high)
         on_binding = pick(problem.server, binding.astype(mixed.dtype)) > 0
         price = jnp.where(binding, high + mix * (low - high), 0)
-        return jnp.where(on_binding, mixed, free_split), price
+        split = jnp.where(on_binding, mixed, free_split)
+        return _settle(problem, per_step, budget, binding, split), price
 
     free_split, over = reply(jnp.zeros_like(budget))
     binding = limited & (over > 0)
@@ -147,8 +148,37 @@ def _solve_batch_last(problem: SplitProblem) -> tuple[Array, Array]:
     return jnp.where(problem.granted, split, problem.steps), price
 
 
-# price, low, high, width, width before, still open, steps taken
-_Search: TypeAlias = tuple[Array, Array, Array, Array, Array, Array, Int[Array, ""]]
+def _settle(
+    problem: SplitProblem, per_step: Array, budget: Array, binding: Array, split: Array
+) -> Array:
+    """Splits whose use is the budget to the last bits, for what rounding each row left over.
+
+    One row of each binding server takes all of it up, the inner one with the largest use per step:
+    it moves least. In float32 a price would multiply the rest to more than the tolerance.
+    """
+    num_servers = budget.shape[0]
+    over = total(problem.server, per_step * (problem.steps - split), num_servers) - budget
+    inner = (split > problem.lower) & (split < problem.steps)
+    strength = jnp.where(inner, per_step, 0)
+    strongest = [
+        jnp.max(jnp.where(problem.server == g, strength, 0), axis=0) for g in range(num_servers)
+    ]
+    chosen = (strength > 0) & (strength == pick(problem.server, jnp.stack(strongest)))
+    takers = total(problem.server, chosen.astype(split.dtype), num_servers)  # equal rows share
+    share = jnp.where(binding & (takers > 0), over / jnp.maximum(takers, 1), 0)
+    move = pick(problem.server, share) / jnp.where(chosen, per_step, 1)
+    return jnp.clip(split + jnp.where(chosen, move, 0), problem.lower, problem.steps)
+
+
+class _Search(NamedTuple):
+    """State of the price search; leaves (servers, *batch)."""
+
+    price: Array  # tried next
+    low: Array  # over budget
+    high: Array  # within budget
+    width: Array  # of the bracket, now
+    width_before: Array  # and a step ago
+    open: Array  # not yet closed
 
 
 def _bracket(
@@ -156,73 +186,101 @@ def _bracket(
 ) -> tuple[Array, Array]:
     """A narrow price bracket of each binding server: its low end over budget, its high end within.
 
-    Newton from inside the bracket; a step that leaves it, or that did not halve it within two, is
-    replaced by bisection. Shapes (servers, *batch).
+    Shapes (servers, *batch).
     """
-    server, num_servers = problem.server, budget.shape[0]
-    dtype = budget.dtype
+    hair = _hair(budget)
+    top, tol = _price_scale(problem, per_step, budget.shape[0])
+    excess = _excess_of(problem, rows, per_step, budget)
+    # Nothing to search for in a server without a budget: at its largest price all run locally.
+    search = binding & (budget > 0)
+    price, low = jnp.where(search, FIRST_GUESS * top, top), jnp.where(search, 0, top)
+    start = _Search(price, low, top, top, top, search)
+
+    def unfinished(carry: tuple[_Search, Int[Array, ""]]) -> Array:
+        return jnp.any(carry[0].open) & (carry[1] < MAX_STEPS)
+
+    def step(carry: tuple[_Search, Int[Array, ""]]) -> tuple[_Search, Int[Array, ""]]:
+        return _newton(carry[0], *excess(carry[0].price), tol), carry[1] + 1
+
+    found, _ = jax.lax.while_loop(unfinished, step, (start, jnp.asarray(0)))
+    # A hair wider, so that a row which jumps at the root is on its lower side at one end and on its
+    # upper at the other, whatever the rounding.
+    low = jnp.where(search, jnp.maximum(found.low - hair * found.high, 0), top)
+    return low, jnp.where(search, found.high * (1 + hair), top)
+
+
+def _hair(x: Array) -> float:
+    """A relative difference that is rounding."""
+    return float(8 * jnp.finfo(x.dtype).eps)
+
+
+def _price_scale(problem: SplitProblem, per_step: Array, num_servers: int) -> tuple[Array, Array]:
+    """Of each server: the largest useful price, and a difference of prices that is negligible."""
+    uses = per_step > 0
+    rate = jnp.where(uses, problem.rate, 1)
     # At the largest Delta / rho of a server every row on it runs locally, which is feasible.
-    dear = jnp.where(per_step > 0, problem.saving / jnp.where(per_step > 0, problem.rate, 1), 0)
-    top = jnp.stack([jnp.max(jnp.where(server == g, dear, 0), axis=0) for g in range(num_servers)])
-    # Rounding must not hold a row back at its own largest price.
-    hair = 8 * jnp.finfo(dtype).eps
-    top = jnp.maximum(top, 0) * (1 + hair)
+    dear = jnp.where(uses, problem.saving / rate, 0)
     # A price this near leaves a stationarity residual well below `problem.tolerance`.
     steepest = jnp.maximum(problem.amplitude * problem.slope / 4, jnp.abs(problem.saving))
-    span = jnp.where(per_step > 0, steepest / jnp.where(per_step > 0, problem.rate, 1), jnp.inf)
-    finest = [jnp.min(jnp.where(server == g, span, jnp.inf), axis=0) for g in range(num_servers)]
-    tol = jnp.minimum(jnp.stack(finest), top) * (tolerance(dtype) * 0.3)
+    span = jnp.where(uses, steepest / rate, jnp.inf)
+    here = [problem.server == g for g in range(num_servers)]
+    top = jnp.stack([jnp.max(jnp.where(on, dear, 0), axis=0) for on in here])
+    finest = jnp.stack([jnp.min(jnp.where(on, span, jnp.inf), axis=0) for on in here])
+    # Rounding must not hold a row back at its own largest price.
+    top = jnp.maximum(top, 0) * (1 + _hair(top))
+    return top, jnp.minimum(finest, top) * (tolerance(top.dtype) * 0.3)
+
+
+def _excess_of(
+    problem: SplitProblem, rows: _Rows, per_step: Array, budget: Array
+) -> Callable[[Array], tuple[Array, Array]]:
+    """A function of the prices: use above the budget, and how fast it falls with the price."""
+    num_servers, dtype = budget.shape[0], budget.dtype
     # use = sum of w rho (T - n) = all_edge - sum of reach * a (n - b): no division in the loop.
     reach = per_step / problem.slope
     reach_pull = reach * rows.pull
+    # At a bound a (n - b) is known exactly; its logarithm is off by 1e-4 where v is almost 1.
+    z_lower = problem.slope * (problem.lower - problem.centre)
+    z_upper = problem.slope * (problem.steps - problem.centre)
+    all_edge = total(problem.server, reach * z_upper, num_servers) - budget
     # Masks as factors: inside the loop XLA's CPU backend then sums without a selected copy.
-    on_server = [(server == g).astype(dtype) for g in range(num_servers)]
-    all_edge = total(server, reach * _logit(rows.v_upper), num_servers) - budget
+    on_server = [(problem.server == g).astype(dtype) for g in range(num_servers)]
 
     def excess(price: Array) -> tuple[Array, Array]:
-        """Use above the budget, and how fast it falls with the price."""
         paid = sum(on * price[g] for g, on in enumerate(on_server))
         raw = rows.share - paid * rows.pull
         v = jnp.clip(raw, rows.v_upper, rows.v_lower)
         r = jnp.sqrt(1 - v)
         inside = (raw == v) & (r > 0)
         fall = jnp.where(inside, reach_pull / jnp.maximum(r * v, jnp.finfo(dtype).tiny), 0)
-        used = reach * jnp.log((1 + r) ** 2 / v)
+        z = jnp.where(raw >= rows.v_lower, z_lower, jnp.log((1 + r) ** 2 / v))
+        used = reach * jnp.where(raw <= rows.v_upper, z_upper, z)
         per_server = [(jnp.sum(on * used, axis=0), jnp.sum(on * fall, axis=0)) for on in on_server]
         used, fall = (jnp.stack(sums) for sums in zip(*per_server, strict=True))
         return all_edge - used, fall
 
-    def unfinished(carry: _Search) -> Array:
-        *_, open_, count = carry
-        return jnp.any(open_) & (count < MAX_STEPS)
+    return excess
 
-    def newton(carry: _Search) -> _Search:
-        price, low, high, width, width_before, open_, count = carry
-        over, fall = excess(price)
-        low = jnp.where(open_ & (over > 0), jnp.maximum(low, price), low)
-        high = jnp.where(open_ & ~(over > 0), jnp.minimum(high, price), high)
-        step = over / jnp.where(fall > 0, fall, 1)
-        # Newton's target is kept `small` inside the bracket; at the end it goes `small` beyond the
-        # root: so the bracket closes from its other side too. Arriving alone is no proof, since
-        # the step may come from a steep piece that ends before the root.
-        small = jnp.maximum(tol, hair * high)
-        target = (
-            price + step + jnp.where(jnp.abs(step) <= small, jnp.where(over > 0, small, -small), 0)
-        )
-        slow = (high - low > width_before / 2) & (jnp.abs(step) > (high - low) / 10)
-        good = (fall > 0) & (target > low - small) & (target < high + small) & ~slow
-        target = jnp.clip(target, low + small, high - small)
-        target = jnp.where(good, target, (low + high) / 2)
-        closed = high - low <= 2 * small
-        price = jnp.where(open_, target, price)
-        return price, low, high, high - low, width, open_ & ~closed, count + 1
 
-    # Nothing to search for in a server without a budget: at its largest price all run locally.
-    search = binding & (budget > 0)
-    price, low = jnp.where(search, FIRST_GUESS * top, top), jnp.where(search, 0, top)
-    carry = (price, low, top, top, top, search, jnp.asarray(0))
-    _, low, high, *_ = jax.lax.while_loop(unfinished, newton, carry)
-    # A hair wider, so that a row which jumps at the root is on its lower side at one end and on its
-    # upper at the other, whatever the rounding.
-    low = jnp.where(search, jnp.maximum(low - hair * high, 0), top)
-    return low, jnp.where(search, high * (1 + hair), top)
+def _newton(search: _Search, over: Array, fall: Array, tol: Array) -> _Search:
+    """One step, given use above the budget at `search.price` and its slope.
+
+    Newton from inside the bracket; a step that leaves it, or that did not halve it within two, is
+    replaced by bisection.
+    """
+    price, low, high, width, width_before, open_ = search
+    low = jnp.where(open_ & (over > 0), jnp.maximum(low, price), low)
+    high = jnp.where(open_ & ~(over > 0), jnp.minimum(high, price), high)
+    step = over / jnp.where(fall > 0, fall, 1)
+    # Newton's target is kept `small` inside the bracket; at the end it goes `small` beyond the
+    # root: so the bracket closes from its other side too. Arriving alone is no proof, since
+    # the step may come from a steep piece that ends before the root.
+    small = jnp.maximum(tol, _hair(high) * high)
+    beyond = jnp.where(over > 0, small, -small)
+    target = price + step + jnp.where(jnp.abs(step) <= small, beyond, 0)
+    slow = (high - low > width_before / 2) & (jnp.abs(step) > (high - low) / 10)
+    good = (fall > 0) & (target > low - small) & (target < high + small) & ~slow
+    target = jnp.where(good, jnp.clip(target, low + small, high - small), (low + high) / 2)
+    closed = high - low <= 2 * small
+    price = jnp.where(open_, target, price)
+    return _Search(price, low, high, high - low, width, open_ & ~closed)

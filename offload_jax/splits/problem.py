@@ -107,8 +107,7 @@ def kkt_residual(
 
     Stationarity is the length of a projected gradient step in units of the interval [lo, T], with
     the gradient over max(c a / 4, |Delta|), so it does not depend on the scale of the objective;
-    feasibility and complementarity of a budget W are taken over max(1, W), a price above 1 counting
-    as 1: there the unspent budget itself is what is wrong. NaN stays NaN.
+    feasibility and complementarity of a budget W are taken over max(1, W). NaN stays NaN.
     """
     width = problem.steps - problem.lower
     gradient = (
@@ -126,7 +125,7 @@ def kkt_residual(
     limited = jnp.isfinite(problem.budget)
     budget = jnp.where(limited, problem.budget, 0)
     excess = jnp.where(limited, server_use(problem, split) - budget, 0)
-    gap = jnp.maximum(jnp.maximum(excess, jnp.minimum(price, 1) * jnp.abs(excess)), -price)
+    gap = jnp.maximum(jnp.maximum(excess, jnp.abs(price * excess)), -price)
     return jnp.maximum(jnp.max(rows, axis=0), jnp.max(gap / jnp.maximum(budget, 1), axis=0))
 
 
