@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import Discriminator, TypeAdapter, ValidationError
 
+from offload_jax.checks import Checks
 from offload_jax.env import EnvConfig
 from offload_jax.learner import Learner, LearnerConfig
 from offload_jax.networks import NetworkConfig
@@ -35,9 +36,7 @@ class RunConfig:
 
     def validate(self) -> None:
         """Raises ValueError naming the field and the allowed values."""
-        for name in ("log_every", "eval_every", "eval_instances", "keep"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"run.{name} is {getattr(self, name)}; must be at least 1")
+        Checks(self, "run").counts("log_every", "eval_every", "eval_instances", "keep")
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ Orders:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from offload_jax import model
+from offload_jax.checks import Checks
 from offload_jax.gains import reduced_gains
 from offload_jax.instance import Instance
 from offload_jax.segments import one_hot, pick
@@ -44,12 +45,10 @@ class EnvConfig:
 
     def validate(self) -> None:
         """Raises ValueError naming the field and the allowed values."""
-        allowed = {"order": get_args(Order), "reward": get_args(Reward), "solver": tuple(SOLVERS)}
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if value not in allowed[field.name]:
-                choices = ", ".join(allowed[field.name])
-                raise ValueError(f"env.{field.name} is {value!r}; must be one of {choices}")
+        check = Checks(self, "env")
+        check.one_of("order", get_args(Order))
+        check.one_of("reward", get_args(Reward))
+        check.one_of("solver", tuple(SOLVERS))
 
 
 @struct.dataclass

@@ -13,6 +13,7 @@ from flax import struct
 from jaxtyping import Array, Float, Int
 
 from offload_jax import losses, model
+from offload_jax.checks import Checks
 from offload_jax.env import EnvConfig, State, reset
 from offload_jax.features import describe, local_time, observe
 from offload_jax.instance import Instance
@@ -44,36 +45,20 @@ class LearnerConfig:
 
     def validate(self) -> None:
         """Raises ValueError naming the field and the allowed values."""
-        if self.baseline not in get_args(Baseline):
-            raise ValueError(
-                f"learner.baseline is {self.baseline!r}; "
-                f"must be one of {', '.join(get_args(Baseline))}"
-            )
-        for name in ("updates", "instances", "samples", "epochs", "minibatches"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"learner.{name} is {getattr(self, name)}; must be at least 1")
+        check = Checks(self, "learner")
+        check.one_of("baseline", get_args(Baseline))
+        check.counts("updates", "instances", "samples", "epochs", "minibatches")
         if self.instances % self.minibatches:
             raise ValueError(
                 f"learner.minibatches is {self.minibatches}; "
                 f"must divide learner.instances ({self.instances})"
             )
-        if self.baseline == "shared" and self.samples < 2:
-            raise ValueError(
-                "learner.samples is 1; "
-                "must be at least 2 with learner.baseline shared, which compares samples"
-            )
-        for name in ("lr", "max_grad_norm", "clip"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ValueError(
-                    f"learner.{name} is {getattr(self, name)}; must be finite and above 0"
-                )
-        for name in ("entropy", "value"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(
-                    f"learner.{name} is {getattr(self, name)}; must be finite and at least 0"
-                )
-        if not 0 <= self.gae_decay <= 1:
-            raise ValueError(f"learner.gae_decay is {self.gae_decay}; must be in 0..1")
+        alone = self.baseline == "shared" and self.samples < 2
+        needed = "at least 2 with learner.baseline shared, which compares samples"
+        check.require(not alone, "samples", needed)
+        check.positive("lr", "max_grad_norm", "clip")
+        check.not_negative("entropy", "value")
+        check.shares("gae_decay")
 
 
 @struct.dataclass

@@ -14,6 +14,7 @@ from flax import linen as nn
 from flax import struct
 from jaxtyping import Array, Bool, Float
 
+from offload_jax.checks import Checks
 from offload_jax.features import Description, Observation
 
 
@@ -28,9 +29,7 @@ class NetworkConfig:
 
     def validate(self) -> None:
         """Raises ValueError naming the field and the allowed values."""
-        for name in ("width", "layers", "heads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"network.{name} is {getattr(self, name)}; must be at least 1")
+        Checks(self, "network").counts("width", "layers", "heads")
         if self.width % self.heads:
             raise ValueError(
                 f"network.heads is {self.heads}; must divide network.width ({self.width})"

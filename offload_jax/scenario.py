@@ -7,7 +7,6 @@ budgets. Sampling is pure, unbatched and jit-able: `jax.vmap(scenario.sample)(ke
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -16,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from offload_jax.checks import Checks
 from offload_jax.instance import Instance, strong_types
 from offload_jax.types import Key
 
@@ -65,19 +65,15 @@ class PaperScenario:
 
     def validate(self) -> None:
         """Raises ValueError naming the field, what is wrong and what is allowed."""
-        _check_counts("num_users", self.num_users)
-        _check_counts("edge_gpus", self.edge_gpus)
-        _check_positive(self, "steps", "capacity", "accuracy_slope", "payload")
-        _check_positive(self, "spectral_efficiency", "bandwidth")
-        _check(0 <= self.window < np.inf, "window", self.window, "finite and at least 0 (s)")
-        _check(
-            0 <= self.split_min <= self.steps,
-            "split_min",
-            self.split_min,
-            f"0..{self.steps} (steps)",
-        )
-        centre, limit = self.accuracy_centre, f"finite and below steps ({self.steps})"
-        _check(-np.inf < centre < self.steps, "accuracy_centre", centre, limit)
+        check = Checks(self, "scenario")
+        check.tuples_of_counts("num_users", "edge_gpus")
+        check.counts("steps", "capacity")
+        check.positive("accuracy_slope", "payload", "spectral_efficiency", "bandwidth")
+        check.not_negative("window")
+        good = 0 <= self.split_min <= self.steps
+        check.require(good, "split_min", f"0..{self.steps} (steps)")
+        good = -np.inf < self.accuracy_centre < self.steps
+        check.require(good, "accuracy_centre", f"finite and below steps ({self.steps})")
 
     def hard_cells(self) -> list[str]:
         """Cells with few edge GPUs for many users.
@@ -190,32 +186,22 @@ class EdgeScenario:
 
     def validate(self) -> None:
         """Raises ValueError naming the field, what is wrong and what is allowed."""
-        _check_counts("num_users", self.num_users)
-        _check_counts("demand", self.demand)
-        _check_positive(self, "batches", "servers", "models", "steps", "step_slope", "payload")
-        _check_positive(self, "bandwidth", "capacity_factor")
-        _check(
-            self.servers <= self.batches,
-            "servers",
-            self.servers,
-            f"at most batches ({self.batches})",
-        )
-        _check(
-            self.models <= self.batches, "models", self.models, f"at most batches ({self.batches})"
-        )
-        start = self.step_intercept
-        _check(0 <= start < np.inf, "step_intercept", start, "finite and at least 0 (s)")
-        _check(self.budget >= 0, "budget", self.budget, "at least 0 (GPU-seconds) or inf")
-        _check(0 <= self.split_min_share <= 1, "split_min_share", self.split_min_share, "in 0..1")
+        check = Checks(self, "scenario")
+        check.tuples_of_counts("num_users", "demand")
+        check.counts("batches", "servers", "models", "steps")
+        check.positive("step_slope", "payload", "bandwidth", "capacity_factor")
+        check.not_negative("step_intercept")
+        for name in ("servers", "models"):  # none may be left without a batch
+            fewer = getattr(self, name) <= self.batches
+            check.require(fewer, name, f"at most batches ({self.batches})")
+        check.require(self.budget >= 0, "budget", "at least 0 (GPU-seconds) or inf")
+        check.shares("split_min_share")
         weights = self.demand_weights
         good = len(weights) == len(self.demand) and min(weights) >= 0 and sum(weights) > 0
-        _check(good, "demand_weights", weights, f"{len(self.demand)} weights >= 0, not all 0")
-        for name in ("share", "local_step", "spectral_efficiency"):
-            _check_range(self, name, above=0.0)
-        for name in ("capacity_share", "alpha", "wait"):
-            _check_range(self, name)
-        for name in ("similarity_home", "similarity_other"):
-            _check_range(self, name, at_most=1.0)
+        check.require(good, "demand_weights", f"{len(self.demand)} weights >= 0, not all 0")
+        check.ranges("share", "local_step", "spectral_efficiency", positive=True)
+        check.ranges("capacity_share", "alpha", "wait")
+        check.ranges("similarity_home", "similarity_other", at_most=1.0)
 
     def hard_cells(self) -> list[str]:
         """All of them: batches compete in every cell."""
@@ -300,32 +286,3 @@ def sample(scenario: Scenario, key: Key) -> Instance:
 
 def _uniform(key: Key, shape: tuple[int, ...], bounds: Range) -> Array:
     return jax.random.uniform(key, shape, minval=bounds[0], maxval=bounds[1])
-
-
-def _check(good: bool, name: str, value: object, allowed: str) -> None:
-    if not good:
-        raise ValueError(f"scenario.{name} is {value}; must be {allowed}")
-
-
-def _check_positive(scenario: Scenario, *names: str) -> None:
-    for name in names:
-        value = getattr(scenario, name)
-        _check(bool(value > 0 and np.isfinite(value)), name, value, "finite and greater than 0")
-
-
-def _check_counts(name: str, values: Sequence[object]) -> None:
-    # A tuple, because scenarios are static arguments of jitted functions, and those are hashed.
-    good = isinstance(values, tuple) and all(isinstance(v, int) and v >= 1 for v in values)
-    _check(good and len(values) > 0, name, values, "a tuple of one or more whole numbers >= 1")
-
-
-def _check_range(
-    scenario: Scenario, name: str, above: float | None = None, at_most: float = np.inf
-) -> None:
-    low, high = getattr(scenario, name)
-    floor_ok = low > above if above is not None else low >= 0
-    limit = f"low, high with {'0 <' if above is not None else '0 <='} low <= high"
-    limit += f" <= {at_most:g}" if np.isfinite(at_most) else ""
-    _check(
-        bool(floor_ok and low <= high <= at_most and np.isfinite(high)), name, (low, high), limit
-    )

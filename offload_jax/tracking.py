@@ -17,6 +17,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, get_args
 
+from offload_jax.checks import Checks
+
 Mode = Literal["offline", "online", "off"]
 INIT_SECONDS = 20
 FINISH_SECONDS = 30
@@ -33,9 +35,7 @@ class TrackingConfig:
 
     def validate(self) -> None:
         """Raises ValueError naming the field and the allowed values."""
-        if self.wandb not in get_args(Mode):
-            choices = ", ".join(get_args(Mode))
-            raise ValueError(f"tracking.wandb is {self.wandb!r}; must be one of {choices}")
+        Checks(self, "tracking").one_of("wandb", get_args(Mode))
 
 
 class MetricsFile:

@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # A folder's own name stands for its __init__.py and comes last of its files.
 LAYERS = (
     "types",
+    "checks",
     "documents",
     "schema",
     "segments",
