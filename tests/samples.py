@@ -45,7 +45,7 @@ def changed(document, where, value):
     return document
 
 
-def refused(message: str, read, *args) -> None:
+def assert_refused(message: str, read, *args) -> None:
     """Asserts that `read(*args)` raises a `SchemaError` that starts with the message."""
     with pytest.raises(schema.SchemaError) as caught:
         read(*args)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from samples import INSTANCE, M, N, changed, record, refused
+from samples import INSTANCE, M, N, assert_refused, changed, record
 
 from offload_jax import documents, schema
 from offload_jax.documents import INTEGER, TEXT, At, SchemaError
@@ -67,7 +67,7 @@ def test_any_record_with_a_table_round_trips():
     ],
 )
 def test_any_table_refuses_by_place(where, value, message):
-    refused(message, read_shelf, changed(SHELF, where, value))
+    assert_refused(message, read_shelf, changed(SHELF, where, value))
 
 
 @pytest.mark.parametrize(
@@ -89,20 +89,20 @@ def test_a_bad_file_is_refused_by_name_line_and_column(tmp_path, text, message):
     if text is not None:
         file.write_bytes(text)
     for read in (schema.read_instances, schema.read_plans):
-        refused(f"{file}{message}", read, file)
+        assert_refused(f"{file}{message}", read, file)
 
 
 @pytest.mark.parametrize("entry", ['"alpha": 1, "alpha": 2', f'"alpha": {"9" * 5000}'])
 def test_repeated_keys_and_endless_integers_are_refused(entry):
     text = json.dumps(INSTANCE).replace('"alpha": 2.5', entry, 1)
-    refused("f.users[0].alpha: is a", schema.parse_instances, text, "f")
-    refused("f.steps: is an", schema.parse_instances, {**INSTANCE, "steps": 10**5000}, "f")
+    assert_refused("f.users[0].alpha: is a", schema.parse_instances, text, "f")
+    assert_refused("f.steps: is an", schema.parse_instances, {**INSTANCE, "steps": 10**5000}, "f")
 
 
 def test_truncation_at_any_byte_is_refused():
     text = json.dumps(INSTANCE, ensure_ascii=False).encode()
     for end in range(len(text)):
-        refused("f: is not ", schema.parse_instances, text[:end], "f")
+        assert_refused("f: is not ", schema.parse_instances, text[:end], "f")
 
 
 @pytest.mark.parametrize("broken", ["replace", "fsync"])
@@ -111,7 +111,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch, broken):
     schema.write_instances(file, [record()])
     before = file.read_bytes()
     bad = replace(record(), alpha=np.full(N, -1.0))
-    refused("records[0].users[0].alpha: is -1;", schema.write_instances, file, [bad])
+    assert_refused("records[0].users[0].alpha: is -1;", schema.write_instances, file, [bad])
     with pytest.raises(FileNotFoundError):
         schema.write_instances(tmp_path / "missing" / "instances.json", [record()])
     monkeypatch.setattr(os, broken, lambda *_: os.stat(tmp_path / "missing"))
@@ -165,6 +165,6 @@ def test_any_value_anywhere_is_refused_or_in_the_domain(where, value, as_text):
 @settings(max_examples=50, deadline=None)
 @given(JSON.filter(lambda document: document != []))
 def test_any_document_is_refused(document):
-    refused("<memory>", schema.parse_instances, document)
-    refused("<memory>", schema.parse_instances, json.dumps(document))
-    refused("<memory>", schema.parse_plan, document)
+    assert_refused("<memory>", schema.parse_instances, document)
+    assert_refused("<memory>", schema.parse_instances, json.dumps(document))
+    assert_refused("<memory>", schema.parse_plan, document)

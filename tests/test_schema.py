@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from samples import INSTANCE, PLAN, M, N, changed, record, refused
+from samples import INSTANCE, PLAN, M, N, assert_refused, changed, record
 
 from offload_jax import schema
 
@@ -97,7 +97,7 @@ def parts(row: str):
 def test_each_rule_is_refused_at_its_place(row):
     where, value, message = parts(row)
     text = json.dumps([INSTANCE, changed(INSTANCE, where, value)])
-    refused(f"fleet.json[1].{message}", schema.parse_instances, text, "fleet.json")
+    assert_refused(f"fleet.json[1].{message}", schema.parse_instances, text, "fleet.json")
 
 
 @rows(DOMAIN)
@@ -110,7 +110,7 @@ def test_arrays_are_refused_as_files_are(row):
     array = np.array(getattr(owner, attr))
     array[tuple(key for key in where if isinstance(key, int))] = value
     object.__setattr__(owner, attr, array if array.ndim else float(array))  # they are frozen
-    refused(f"r.{message}", schema.validate, instance, "r")
+    assert_refused(f"r.{message}", schema.validate, instance, "r")
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_arrays_are_refused_as_files_are(row):
 def test_shapes_and_types_of_arrays_are_checked(attr, value, message):
     instance = record()
     object.__setattr__(instance, attr, value)
-    refused(f"r.{message}", schema.validate, instance, "r")
+    assert_refused(f"r.{message}", schema.validate, instance, "r")
 
 
 def check_plan(document) -> None:
@@ -141,7 +141,7 @@ def check_plan(document) -> None:
 def test_plans_are_refused_at_the_place(row):
     where, value, message = parts(row)
     check_plan(PLAN)
-    refused(f"p.{message}", check_plan, changed(PLAN, where, value))
+    assert_refused(f"p.{message}", check_plan, changed(PLAN, where, value))
 
 
 def test_round_trips_are_exact(tmp_path):

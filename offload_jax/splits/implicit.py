@@ -69,10 +69,7 @@ def _implicit_tangent(
     at_lower, at_upper = split <= p.lower, split >= p.steps
     inner = p.granted & ~at_lower & ~at_upper
 
-    z = p.slope * (split - p.centre)
-    sig = jax.nn.sigmoid(z)
-    steep = marginal(p, split)  # q'
-    curvature = p.slope * steep * (2 * sig - 1)  # -q''
+    push, curvature = _push(p, d, split, price)
     free = inner & (curvature > 0)
     # Rows without an accuracy term inside their interval: they take up what the budget leaves.
     slack = inner & ~free
@@ -80,12 +77,6 @@ def _implicit_tangent(
     def to_server(rows: Array) -> Array:
         return total(p.server, rows, num_servers)
 
-    # Change of the marginal gain at fixed n and price.
-    dcurve = d.amplitude * p.slope * sig * jax.nn.sigmoid(-z)
-    dcurve += d.slope * p.amplitude * sig * jax.nn.sigmoid(-z)
-    dz = d.slope * (split - p.centre) - p.slope * d.centre
-    dcurve += steep * (1 - 2 * sig) * dz
-    push = dcurve - d.saving + pick(p.server, price) * d.rate
     soft = jnp.where(free, 1 / jnp.where(free, curvature, 1), 0)
 
     # Split's change at a fixed price; then the budget's equation gives the price's change.
@@ -117,3 +108,16 @@ def _implicit_tangent(
     filler = pick(p.server, left) / jnp.where(slack & (share > 0), share, 1)
     dsplit = jnp.where(slack & (share > 0), filler, dsplit)
     return jnp.where(valid, dsplit, 0), jnp.where(valid, dprice, 0)
+
+
+def _push(
+    p: SplitProblem, d: SplitProblem, split: Array, price: Array
+) -> tuple[Float[Array, "rows *batch"], Float[Array, "rows *batch"]]:
+    """(change of each row's marginal gain at fixed split and price, curvature -q'')."""
+    z = p.slope * (split - p.centre)
+    sig = jax.nn.sigmoid(z)
+    steep = marginal(p, split)  # q'
+    dcurve = (d.amplitude * p.slope + d.slope * p.amplitude) * sig * jax.nn.sigmoid(-z)
+    dz = d.slope * (split - p.centre) - p.slope * d.centre
+    dcurve += steep * (1 - 2 * sig) * dz
+    return dcurve - d.saving + pick(p.server, price) * d.rate, p.slope * steep * (2 * sig - 1)
