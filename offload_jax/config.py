@@ -12,10 +12,11 @@ import yaml
 from pydantic import Discriminator, TypeAdapter, ValidationError
 
 from offload_jax.checks import Checks
-from offload_jax.env import EnvConfig
+from offload_jax.env import EnvConfig, EpisodeConfig
 from offload_jax.learner import Learner, LearnerConfig
 from offload_jax.networks import NetworkConfig
 from offload_jax.scenario import EdgeScenario, PaperScenario
+from offload_jax.splits import SplitsConfig
 from offload_jax.tracking import TrackingConfig
 
 SCENARIOS = {"paper": PaperScenario, "edge": EdgeScenario}
@@ -46,7 +47,8 @@ class TrainConfig:
     scenario: Annotated[PaperScenario | EdgeScenario, Discriminator("kind")] = field(
         default_factory=PaperScenario
     )
-    env: EnvConfig = field(default_factory=EnvConfig)
+    env: EpisodeConfig = field(default_factory=EpisodeConfig)
+    splits: SplitsConfig = field(default_factory=SplitsConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     run: RunConfig = field(default_factory=RunConfig)
@@ -65,9 +67,13 @@ class TrainConfig:
         if not 0 <= self.seed < 2**32:
             raise ConfigError(f"seed is {self.seed}; must be in 0..{2**32 - 1}")
 
+    def to_env(self) -> EnvConfig:
+        """The environment's static choices: its episodes, and its splits."""
+        return EnvConfig(self.env.order, self.env.reward, self.splits)
+
     def to_learner(self) -> Learner:
         """The static part of training."""
-        return Learner(self.scenario, self.env, self.network, self.learner)
+        return Learner(self.scenario, self.to_env(), self.network, self.learner)
 
 
 def preset_folder() -> Path:
@@ -161,7 +167,8 @@ def _refuse_unknown(settings: Any, record: type, source: str, path: str) -> None
         raise ConfigError(f"{source}: {what} is {settings!r}; must be a mapping of settings")
     parts = {
         "scenario": None,
-        "env": EnvConfig,
+        "env": EpisodeConfig,
+        "splits": SplitsConfig,
         "network": NetworkConfig,
         "learner": LearnerConfig,
         "run": RunConfig,

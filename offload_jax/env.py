@@ -16,6 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
+import jax
 import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
@@ -25,30 +26,42 @@ from offload_jax.checks import Checks
 from offload_jax.gains import reduced_gains
 from offload_jax.instance import Instance
 from offload_jax.segments import one_hot, pick
-from offload_jax.splits import SOLVERS, solver_named
-from offload_jax.types import DENY
-from offload_jax.value import fits, problem_of
+from offload_jax.splits import SOLVERS, splits_config
+from offload_jax.types import DENY, Status
+from offload_jax.value import Solver, fits, gain, solve_placed
 
 Order = Literal["arrival", "sorted", "adaptive"]
 Reward = Literal["dense", "terminal"]
 
 
 @dataclass(frozen=True)
-class EnvConfig:
-    """Static choices of the environment (hashable: a jit argument by value)."""
+class EpisodeConfig:
+    """How an episode goes."""
 
     order: Order = "arrival"  # who is decided next
     reward: Reward = (
         "dense"  # dense: change of the score at each step; terminal: all of it at the end
     )
-    solver: str = "native"  # solver of the split layer
 
     def validate(self) -> None:
         """Raises ValueError naming the field and the allowed values."""
         check = Checks(self, "env")
         check.one_of("order", get_args(Order))
         check.one_of("reward", get_args(Reward))
-        check.one_of("solver", tuple(SOLVERS))
+
+
+@dataclass(frozen=True)
+class EnvConfig(EpisodeConfig):
+    """Static choices of the environment (hashable: a jit argument by value)."""
+
+    solver: Solver = "native"  # of the split layer; a SplitsConfig brings rules of your own
+
+    def validate(self) -> None:
+        """Raises ValueError naming the field and the allowed values."""
+        super().validate()
+        if isinstance(self.solver, str):
+            Checks(self, "env").one_of("solver", SOLVERS)
+        splits_config(self.solver).validate()
 
 
 @struct.dataclass
@@ -89,8 +102,8 @@ def step(
 ) -> tuple[State, Float[Array, "*batch"]]:
     """One decision, one solve.
 
-    An illegal action denies (arrival, sorted) or does nothing (adaptive). Raises ValueError for
-    impossible settings of `env`.
+    An illegal action denies (arrival, sorted) or does nothing (adaptive), and so does a grant for
+    which the solver's own constraints leave no splits. Raises ValueError for impossible settings.
     """
     env.validate()
     if env.order == "adaptive":
@@ -102,23 +115,28 @@ def step(
         stops = jnp.zeros_like(state.stopped)
     assignment = jnp.where(chosen, batch, state.assignment).astype(jnp.int32)
     placed = model.place(instance, assignment)
-    solution = solver_named(env.solver)(problem_of(instance, placed))
-    gain = model.gain(instance, placed, solution.split)
-    following = replace(
+    solution = solve_placed(instance, placed, env.solver)
+    granted = replace(
         state,
         assignment=assignment,
-        decided=state.decided | chosen,
-        time=state.time + 1,
-        stopped=state.stopped | stops,
         load=placed.load,
         split=solution.split,
         price=solution.price,
-        gain=gain,
+        gain=gain(instance, placed, solution.split, env.solver),
+    )
+    if splits_config(env.solver).rules:
+        possible = solution.status != Status.INFEASIBLE
+        granted = jax.tree.map(lambda new, old: jnp.where(possible, new, old), granted, state)
+    following = replace(
+        granted,
+        decided=state.decided | chosen,
+        time=state.time + 1,
+        stopped=state.stopped | stops,
     )
     if env.reward == "dense":
-        return following, model.score(instance, gain - state.gain)
+        return following, model.score(instance, following.gain - state.gain)
     last = following.time == instance.num_users
-    return following, jnp.where(last, model.score(instance, gain), 0)
+    return following, jnp.where(last, model.score(instance, following.gain), 0)
 
 
 def num_actions(num_users: int, num_batches: int, env: EnvConfig) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -23,7 +24,9 @@ from offload_jax.gains import gain_of
 from offload_jax.instance import Instance, pad_users
 from offload_jax.policies import Policy, best_of
 from offload_jax.scenario import EdgeScenario, PaperScenario
+from offload_jax.splits import splits_config
 from offload_jax.types import Assignment, Key
+from offload_jax.value import Solver, objective_denied
 
 Decider = Callable[[Instance], Assignment]
 ALL, HARD = "all", "hard"
@@ -93,14 +96,21 @@ def sample_cells(
 
 
 def deciders(
-    policy: Policy | None, samples: Sequence[int], key: Key, methods: Sequence[str] | None = None
+    policy: Policy | None,
+    samples: Sequence[int],
+    key: Key,
+    methods: Sequence[str] | None = None,
+    solver: Solver = "native",
 ) -> dict[str, Decider]:
     """The methods to compare by name: baselines, and the policy for every number of samples.
 
-    Raises ValueError for a method that does not exist.
+    Baselines decide with `solver`, the policy with its own. Raises ValueError for a method that
+    does not exist.
     """
     names = list(METHODS) if methods is None else methods
-    chosen: dict[str, Decider] = {name: jax.jit(method_named(name).assign) for name in names}
+    chosen: dict[str, Decider] = {
+        name: jax.jit(partial(method_named(name).assign, solver=solver)) for name in names
+    }
     for count in samples:
         if policy is None:
             break
@@ -119,16 +129,18 @@ def compare(
     hard: Sequence[str] = (),
     progress: Callable[[str, str], None] = lambda cell, method: None,
     known: Mapping[str, np.ndarray] | None = None,
+    solver: Solver = "native",
 ) -> Comparison:
     """Every method on every cell, the same instances for all; calls `progress(cell, method)` first.
 
     `known` holds the gains (U - U_deny, s) of known optima, per cell; then they are the reference.
+    Plans are valued with `solver`.
 
     Rows of the cells are followed by rows of all instances together (cell "all"), and of the cells
     named in `hard` (cell "hard"). Exact methods that do not apply to a cell are left out. Raises
     ValueError where no method is left.
     """
-    left_out = refusals(cells, methods)
+    left_out = refusals(cells, methods, solver)
     methods = {name: decide for name, decide in methods.items() if name not in left_out}
     if not methods:
         reasons = "; ".join(left_out.values()) or "none was named"
@@ -140,7 +152,7 @@ def compare(
         for name, decide in methods.items():
             progress(cell, name)
             shape = (name, instances.accuracy_floor.shape, instances.num_servers)
-            found[name, cell] = _measure(decide, instances, warm_up=shape not in compiled)
+            found[name, cell] = _measure(decide, instances, shape not in compiled, solver)
             compiled.add(shape)
         best = [known[cell]] if known else [found[n, cell].gain for n in (exact or methods)]
         best_gain = np.max(best, axis=0)
@@ -161,12 +173,14 @@ def compare(
     return Comparison(reference=reference, rows=rows, left_out=left_out)
 
 
-def refusals(cells: dict[str, Instance], methods: Iterable[str]) -> dict[str, str]:
+def refusals(
+    cells: dict[str, Instance], methods: Iterable[str], solver: Solver = "native"
+) -> dict[str, str]:
     """The methods that do not apply to every cell, and why."""
     reasons = {}
     for name in methods:
         for cell in cells.values():
-            if name in METHODS and (reason := METHODS[name].refuse(cell)):
+            if name in METHODS and (reason := METHODS[name].refuse(cell, solver)):
                 reasons[name] = reason
     return reasons
 
@@ -181,20 +195,22 @@ class _Found:
     gap: np.ndarray = field(default_factory=lambda: np.zeros(0))
 
 
-def _measure(decide: Decider, instances: Instance, warm_up: bool) -> _Found:
+def _measure(decide: Decider, instances: Instance, warm_up: bool, solver: Solver) -> _Found:
     if warm_up:
         jax.block_until_ready(decide(instances))  # compiles
     start = time.perf_counter()
     assignment = jax.block_until_ready(decide(instances))
     seconds = (time.perf_counter() - start) / instances.alpha.shape[-1]
-    gain, score = _gain_and_score(instances, assignment)
+    gain, score = _gain_and_score(instances, assignment, solver)
     return _Found(gain=np.asarray(gain), score=np.asarray(score), seconds=seconds)
 
 
-@jax.jit
-def _gain_and_score(instances: Instance, assignment: Assignment) -> tuple[jax.Array, jax.Array]:
-    gain = gain_of(instances, assignment)
-    return gain, model.score(instances, model.objective_denied(instances) + gain)
+@partial(jax.jit, static_argnums=2)
+def _gain_and_score(
+    instances: Instance, assignment: Assignment, solver: Solver
+) -> tuple[jax.Array, jax.Array]:
+    gain = gain_of(instances, assignment, solver)
+    return gain, model.score(instances, objective_denied(instances, solver) + gain)
 
 
 def _summary(method: str, cell: str, parts: list[_Found]) -> Row:
@@ -222,15 +238,26 @@ _REFERENCES = {
 }
 
 
-def reference_name(scenario: PaperScenario | EdgeScenario) -> str:
+def _reference(scenario: PaperScenario | EdgeScenario, solver: Solver) -> tuple[str, str]:
+    return _REFERENCES["edge" if splits_config(solver).rules else scenario.kind]
+
+
+def reference_name(scenario: PaperScenario | EdgeScenario, solver: Solver) -> str:
     """What the gaps of `validation_set` are measured against, in words."""
-    return _REFERENCES[scenario.kind][1]
+    return _reference(scenario, solver)[1]
+
+
+def baseline_solver(solver: Solver) -> Solver:
+    """What baselines decide with: the solver where it has rules, else the native one, faster."""
+    return solver if splits_config(solver).rules else "native"
 
 
 def validation_set(
-    scenario: PaperScenario | EdgeScenario, count: int, key: Key
+    scenario: PaperScenario | EdgeScenario, count: int, key: Key, solver: Solver = "native"
 ) -> tuple[Instance, jax.Array]:
     """Fixed instances to watch training by, and their reference gains (U - U_deny, s)."""
     instances = jax.jit(jax.vmap(scenario.sample, out_axes=-1))(jax.random.split(key, count))
-    assign = METHODS[_REFERENCES[scenario.kind][0]].assign
-    return instances, _gain_and_score(instances, jax.jit(assign)(instances))[0]
+    solver = baseline_solver(solver)
+    assign = METHODS[_reference(scenario, solver)[0]].assign
+    assignment = jax.jit(partial(assign, solver=solver))(instances)
+    return instances, _gain_and_score(instances, assignment, solver)[0]

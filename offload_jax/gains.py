@@ -10,9 +10,9 @@ from offload_jax import model
 from offload_jax.instance import Instance
 from offload_jax.model import Placement
 from offload_jax.segments import one_hot, pick
-from offload_jax.splits import SplitProblem, best_reply, solver_named
+from offload_jax.splits import SplitProblem, best_reply
 from offload_jax.types import Assignment
-from offload_jax.value import fits, problem_of
+from offload_jax.value import Solver, fits, gain, solve_placed
 
 
 def reduced_gains(
@@ -66,34 +66,13 @@ def reply_gains(
 
     `step_time` and `num_granted` are those before the user joins; budgets are paid at their price.
     """
-    users, batches = instance.num_users, instance.num_batches
-    own = model.own_slope(instance)
-    rate = instance.demand[:, None] * own  # (users, batches)
+    rate = instance.demand[:, None] * model.own_slope(instance)  # (users, batches)
     saving = instance.local_step[:, None] - step_time - rate
+    problem = pair_problem(instance, saving, jnp.ones_like(saving))
+    price = jnp.broadcast_to(batch_price, saving.shape).reshape(problem.saving.shape)
+    split = best_reply(problem, price).reshape(saving.shape)
     local, floor = instance.accuracy_local[:, None], instance.accuracy_floor
     slope, centre = instance.accuracy_slope, instance.accuracy_centre
-    amplitude = instance.alpha[:, None] * (local - floor)
-    amplitude = amplitude / jax.nn.sigmoid(slope * (instance.steps - centre))
-    lower = jnp.maximum(instance.split_min[:, None], centre)
-
-    def flat(x: Array) -> Array:
-        x = jnp.broadcast_to(x, (users, batches, *saving.shape[2:]))
-        return x.reshape(users * batches, *x.shape[2:])
-
-    problem = SplitProblem(
-        saving=flat(saving),
-        rate=flat(rate),
-        amplitude=flat(amplitude),
-        slope=flat(slope),
-        centre=flat(centre),
-        lower=flat(lower),
-        weight=flat(jnp.ones_like(saving)),
-        granted=flat(jnp.ones_like(saving, bool)),
-        server=flat(instance.server),
-        steps=instance.steps,
-        budget=instance.budget,
-    )
-    split = best_reply(problem, flat(batch_price)).reshape(saving.shape)
     loss = model.accuracy_loss(instance.steps, split, local, floor, slope, centre)
     saved = (instance.steps - split) * (saving - batch_price * rate)
     air = model.transfer_time(
@@ -102,8 +81,42 @@ def reply_gains(
     return saved - instance.alpha[:, None] * loss - air[:, None]
 
 
+def pair_problem(
+    instance: Instance,
+    saving: Float[Array, "users batches *batch"],
+    weight: Float[Array, "users batches *batch"],
+) -> SplitProblem:
+    """The split problem of every user in every batch: users * batches rows, a user's together.
+
+    `saving` is s/step that the user saves there; padded users are not granted.
+    """
+    users, batches = instance.num_users, instance.num_batches
+    local, floor = instance.accuracy_local[:, None], instance.accuracy_floor
+    slope, centre = instance.accuracy_slope, instance.accuracy_centre
+    amplitude = instance.alpha[:, None] * (local - floor)
+    amplitude = amplitude / jax.nn.sigmoid(slope * (instance.steps - centre))
+
+    def flat(x: Array) -> Array:
+        x = jnp.broadcast_to(x, (users, batches, *saving.shape[2:]))
+        return x.reshape(users * batches, *x.shape[2:])
+
+    return SplitProblem(
+        saving=flat(saving),
+        rate=flat(instance.demand[:, None] * model.own_slope(instance)),
+        amplitude=flat(amplitude),
+        slope=flat(slope),
+        centre=flat(centre),
+        lower=flat(jnp.maximum(instance.split_min[:, None], centre)),
+        weight=flat(weight),
+        granted=flat(instance.mask[:, None]),
+        server=flat(instance.server),
+        steps=instance.steps,
+        budget=instance.budget,
+    )
+
+
 def exact_gains(
-    instance: Instance, assignment: Assignment, solver: str = "native"
+    instance: Instance, assignment: Assignment, solver: Solver = "native"
 ) -> Float[Array, "users batches *batch"]:
     """Exact gain (s) of also granting user i in batch k, every other user kept, splits re-solved.
 
@@ -128,9 +141,9 @@ def exact_gains(
 
 
 def gain_of(
-    instance: Instance, assignment: Assignment, solver: str = "native"
+    instance: Instance, assignment: Assignment, solver: Solver = "native"
 ) -> Float[Array, "*batch"]:
-    """U - U_deny (s) of an assignment with its optimal splits."""
+    """U - U_deny (s) of an assignment with its optimal splits; see `value.gain`."""
     placed = model.place(instance, assignment)
-    solution = solver_named(solver)(problem_of(instance, placed))
-    return model.gain(instance, placed, solution.split)
+    solution = solve_placed(instance, placed, solver)
+    return gain(instance, placed, solution.split, solver)

@@ -48,7 +48,9 @@ def loop(
     """Updates until all are made or `stop` is set, with rows, evaluations and checkpoints."""
     learner, every, updates = config.to_learner(), config.run, config.learner.updates
     validation_key = jax.random.fold_in(jax.random.key(config.seed), VALIDATION)
-    instances, best = validation_set(config.scenario, every.eval_instances, validation_key)
+    instances, best = validation_set(
+        config.scenario, every.eval_instances, validation_key, config.splits
+    )
     decisions = config.learner.instances * config.learner.samples * config.scenario.max_users
     step, pending, since = int(state.step), [], time.perf_counter()
     while step < updates and not stop.is_set():
@@ -67,7 +69,7 @@ def loop(
         }
         # The first row too: it shows where learning starts.
         if step % every.eval_every == 0 or last or step == every.log_every:
-            policy = Policy(state.params, config.network, config.env)
+            policy = Policy(state.params, config.network, config.to_env())
             gaps = model.gap(best, greedy_plan(policy, instances)[1])
             row["gap"] = float(jnp.mean(gaps))
         report.write(row)

@@ -92,4 +92,5 @@ def decide(
     start = time.perf_counter()
     assignment, _ = jax.block_until_ready(best_of(policy, batch, samples, key))
     name = "policy" if samples == 1 else f"policy best of {samples}"
-    return to_plans(batch, assignment, name, time.perf_counter() - start)
+    seconds = time.perf_counter() - start
+    return to_plans(batch, assignment, name, seconds, solver=policy.env.solver)

@@ -33,6 +33,7 @@ from offload_jax.loop import Callback, Reporter, Row, loop, stop_requests
 from offload_jax.policies import Policy
 from offload_jax.report import learning_curve
 from offload_jax.tracking import MetricsFile, Mirror, read_rows, replace_text
+from offload_jax.value import check_all_local
 
 _TRAINING = 0  # the branch of the seed that training draws from (validation: loop.VALIDATION)
 
@@ -71,6 +72,7 @@ def train(
     training diverges or the disk is full: the run can then go on from its last checkpoint.
     """
     config.validate()
+    check_rules(config)
     started = time.perf_counter()
     folder = new_folder(config) if folder is None else Path(folder)
     with _claimed(folder):
@@ -92,9 +94,21 @@ def train(
             checkpoints.wait()
         _write_end(folder, about, int(state.step), time.perf_counter() - started)
     rows = read_rows(folder / "metrics.jsonl")
-    learning_curve(rows, folder / "learning_curve.png", reference_name(config.scenario))
+    learning_curve(
+        rows, folder / "learning_curve.png", reference_name(config.scenario, config.splits)
+    )
     step = int(state.step)
     return RunResult(folder, load_policy(folder), rows, step, step >= config.learner.updates)
+
+
+def check_rules(config: TrainConfig) -> None:
+    """Raises ConfigError for constraints that all-local plans of the scenario break."""
+    if config.splits.constraints:
+        instances = learning.sample_instances(config.scenario, jax.random.key(config.seed), 64)
+        try:
+            check_all_local(instances, config.splits)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
 
 
 _init = jax.jit(learning.init, static_argnums=0)  # as one program: 6 s sooner than op by op
@@ -223,7 +237,7 @@ def load_policy(folder: str | Path, which: str = "best") -> Policy:
                 f"run {folder} has no checkpoint yet; train on with: train.py --run {folder}"
             )
         state = checkpoints.restore(step, like)
-    return Policy(state.params, config.network, config.env, f"{folder} at update {step}")
+    return Policy(state.params, config.network, config.to_env(), f"{folder} at update {step}")
 
 
 def newest_run(parent: Path = Path("runs")) -> Path:

@@ -45,6 +45,7 @@ class Status(IntEnum):
     SOLVED = 0
     INVALID = 1
     UNCONVERGED = 2
+    INFEASIBLE = 3
 
 
 STATUS_TEXT = {
@@ -59,6 +60,11 @@ STATUS_TEXT = {
         "the KKT residual is above its tolerance: the numbers of this problem are too badly "
         "scaled for its float type. Solve it in float64 (JAX_ENABLE_X64=1) or rescale times and "
         "accuracy worth."
+    ),
+    Status.INFEASIBLE: (
+        "infeasible: no split points keep the users' own constraints under this assignment, as a "
+        "whole and beside the budgets. Grant fewer users, or write what may be missed as a term "
+        "with a price instead of a constraint. The split points are NaN."
     ),
 }
 

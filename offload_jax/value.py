@@ -13,8 +13,10 @@ from offload_jax import model
 from offload_jax.instance import Instance
 from offload_jax.model import Placement
 from offload_jax.segments import pick
-from offload_jax.splits import SplitProblem, solver_named
-from offload_jax.types import Assignment
+from offload_jax.splits import Facts, Rules, Solution, SplitProblem, SplitsConfig, splits_config
+from offload_jax.types import Assignment, Scalar, Status
+
+Solver = str | SplitsConfig  # a solver's name, or with rules of one's own
 
 
 @struct.dataclass
@@ -67,7 +69,96 @@ def fits(instance: Instance, load: Float[Array, "..."]) -> Bool[Array, "..."]:
     return load <= instance.capacity + slack
 
 
-def evaluate(instance: Instance, assignment: ArrayLike, solver: str = "native") -> Outcome:
+def facts_of(instance: Instance, placed: Placement) -> Facts:
+    """What users' own rules speak of (`splits.rules.FACTS`): numbers of users, 0 where padded."""
+    per_user = {
+        "granted": placed.granted.astype(instance.alpha.dtype),
+        "wait": instance.wait,
+        "transfer": placed.transfer,
+        "local_step": instance.local_step,
+        "edge_step": placed.edge_step,
+        "rate": placed.rate,
+        "demand": instance.demand,
+        "alpha": instance.alpha,
+        "payload": instance.payload,
+        "spectral_efficiency": instance.spectral_efficiency,
+    }
+    return {
+        "mask": instance.mask,
+        "steps": instance.steps,
+        "users": jnp.sum(instance.mask, axis=0, dtype=instance.alpha.dtype),
+        "num_granted": placed.num_granted,
+        **{name: jnp.where(instance.mask, x, 0) for name, x in per_user.items()},
+    }
+
+
+def solve_placed(instance: Instance, placed: Placement, solver: Solver) -> Solution:
+    """Optimal splits of a placement, with the solver's rules if it has any."""
+    config = splits_config(solver)
+    facts = facts_of(instance, placed) if config.rules else None
+    return config.solve(problem_of(instance, placed), facts)
+
+
+def gain(
+    instance: Instance, placed: Placement, split: Float[Array, "users *batch"], solver: Solver
+) -> Scalar:
+    """U - U_deny (s) of a placement with its splits, the solver's own terms included.
+
+    Minus infinity where the rules leave no splits (then they are NaN).
+    """
+    rules = splits_config(solver).rules
+    if not rules:
+        return model.gain(instance, placed, split)
+    none = jnp.any(jnp.isnan(split), axis=0)
+    split = jnp.where(none, instance.steps, split)  # NaN would spoil the gradient of a batch
+    added = rules.worth(facts_of(instance, placed), split) - _worth_denied(instance, rules)
+    return jnp.where(none, -jnp.inf, model.gain(instance, placed, split) + added)
+
+
+def objective(
+    instance: Instance, placed: Placement, split: Float[Array, "users *batch"], solver: Solver
+) -> Scalar:
+    """U of a placement with its splits, the solver's own terms included."""
+    plain, rules = model.objective(instance, placed, split), splits_config(solver).rules
+    return plain + rules.worth(facts_of(instance, placed), split) if rules else plain
+
+
+def objective_denied(instance: Instance, solver: Solver) -> Scalar:
+    """U when everybody is denied, the solver's own terms included."""
+    rules = splits_config(solver).rules
+    plain = model.objective_denied(instance)
+    return plain + _worth_denied(instance, rules) if rules else plain
+
+
+def _worth_denied(instance: Instance, rules: Rules) -> Scalar:
+    return rules.worth(*_all_local(instance))
+
+
+def _all_local(instance: Instance) -> tuple[Facts, Float[Array, "users *batch"]]:
+    denied = model.place(instance, jnp.zeros_like(instance.alpha, jnp.int32))
+    return facts_of(instance, denied), jnp.broadcast_to(instance.steps, instance.alpha.shape)
+
+
+def check_all_local(instances: Instance, solver: Solver) -> None:
+    """Refuses constraints that the all-local plan breaks, on concrete instances (batch last).
+
+    Everything is measured against that plan, and an episode starts from it. Raises ValueError
+    naming the constraint and an instance.
+    """
+    config = splits_config(solver)
+    missed = config.rules.violations(*_all_local(instances))
+    for text, shares in zip(config.constraints, missed, strict=True):
+        broken = np.flatnonzero(np.asarray(shares) > 1e-6)
+        if len(broken):
+            raise ValueError(
+                f"splits.constraints has {text!r}, which the all-local plan breaks (instance "
+                f"{broken[0]} of {np.size(shares)}, by {100 * np.ravel(shares)[broken[0]]:.2g} %); "
+                "must hold when everybody is denied: multiply by granted what only granted users "
+                "must keep, or write a term with a price for missing it"
+            )
+
+
+def evaluate(instance: Instance, assignment: ArrayLike, solver: Solver = "native") -> Outcome:
     """Solves the splits of one assignment (ints 0..M per user) and reports everything about it.
 
     Differentiable in the instance's floats. Raises ValueError for a wrong shape or type, and for
@@ -75,22 +166,31 @@ def evaluate(instance: Instance, assignment: ArrayLike, solver: str = "native") 
     """
     assignment = _checked(instance, assignment)
     placed = model.place(instance, assignment)
-    solution = solver_named(solver)(problem_of(instance, placed))
-    use = model.server_use(instance, placed, solution.split)
+    solution = solve_placed(instance, placed, solver)
+    # NaN splits would spoil the gradient of a whole batch, even where they are not looked at.
+    none = jnp.isin(solution.status, jnp.array([Status.INVALID, Status.INFEASIBLE]))
+    split = jnp.where(none, instance.steps, solution.split)
+    use = model.server_use(instance, placed, split)
     slack = 1e-5 * jnp.maximum(instance.budget, 1)
     within = jnp.all(
         jnp.where(jnp.isfinite(instance.budget), use <= instance.budget + slack, True), axis=0
     )
-    value = model.objective(instance, placed, solution.split)
+    value = objective(instance, placed, split, solver)
+
+    def shown(x: Array) -> Array:
+        return jnp.where(none, jnp.nan, x)
+
     return Outcome(
-        objective=value,
-        gain=model.gain(instance, placed, solution.split),
-        score=model.score(instance, value),
+        objective=shown(value),
+        gain=shown(gain(instance, placed, split, solver)),
+        score=shown(model.score(instance, value)),
         split=solution.split,
         price=solution.price,
-        latency=model.user_latency(instance, placed, solution.split),
-        accuracy=model.user_accuracy(instance, placed, solution.split),
-        feasible=jnp.all(fits(instance, placed.load), axis=0) & within & (solution.status == 0),
+        latency=shown(model.user_latency(instance, placed, split)),
+        accuracy=shown(model.user_accuracy(instance, placed, split)),
+        feasible=jnp.all(fits(instance, placed.load), axis=0)
+        & within
+        & (solution.status == Status.SOLVED),
         status=solution.status,
         residual=solution.residual,
     )
@@ -105,7 +205,8 @@ def _checked(instance: Instance, assignment: ArrayLike) -> Assignment:
             f"assignment has type {jnp.result_type(assignment)}; must be integers 0..M"
         )
     if not isinstance(assignment, jax.core.Tracer):
-        low, high = int(np.min(assignment)), int(np.max(assignment))
+        known = np.asarray(assignment)  # NumPy's: JAX's minimum would be traced under `jit`
+        low, high = int(known.min()), int(known.max())
         if low < 0 or high > instance.num_batches:
             raise ValueError(
                 f"assignment ranges over {low}..{high}; must be 0 (deny) to {instance.num_batches}"

@@ -304,7 +304,7 @@ def test_settings_are_checked():
     for field, allowed in {
         "order": "arrival, sorted, adaptive",
         "reward": "dense, terminal",
-        "solver": "native",
+        "solver": "native, cvxpylayers-moreau, cvxpylayers-diffcp",
     }.items():
         wrong, message = unchecked(EnvConfig(), **{field: "best"}), rf"env\.{field} is 'best'"
         with pytest.raises(ValueError, match=f"{message}; must be one of {allowed}"):

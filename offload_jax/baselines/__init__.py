@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 
@@ -14,6 +15,7 @@ from offload_jax.instance import Instance
 from offload_jax.plans import add_batch, to_plans
 from offload_jax.schema import Plan
 from offload_jax.types import Assignment
+from offload_jax.value import Solver, check_all_local
 
 __all__ = ["METHODS", "Method", "method_named", "solve"]
 
@@ -22,9 +24,9 @@ __all__ = ["METHODS", "Method", "method_named", "solve"]
 class Method:
     """One way to assign users."""
 
-    assign: Callable[[Instance], Assignment]  # pure and jit-able, batch last
+    assign: Callable[..., Assignment]  # (instances, solver), pure and jit-able, batch last
     optimal: bool = False  # its plans are proven
-    refuse: Callable[[Instance], str | None] = lambda instance: None  # why it does not apply
+    refuse: Callable[..., str | None] = lambda instances, solver: None  # why it does not apply
 
 
 METHODS: dict[str, Method] = {
@@ -44,8 +46,10 @@ def method_named(name: str) -> Method:
     return METHODS[name]
 
 
-def solve(instance: Instance, method: str, budget_s: float | None = None) -> Plan:
-    """Decides one instance by a named method.
+def solve(
+    instance: Instance, method: str, budget_s: float | None = None, solver: Solver = "native"
+) -> Plan:
+    """Decides one instance by a named method; `solver` finds the split points.
 
     `budget_s` is the time (s) an anytime method may take; the methods here end by themselves in
     milliseconds and ignore it. `seconds` of the plan excludes compiling. Raises ValueError for an
@@ -58,12 +62,13 @@ def solve(instance: Instance, method: str, budget_s: float | None = None) -> Pla
         raise ValueError(
             f"instance has users of shape {instance.alpha.shape}; must be one instance"
         )
-    refusal = chosen.refuse(instance)
+    refusal = chosen.refuse(instance, solver)
     if refusal:
         raise ValueError(f"method is {method!r}, which does not apply: {refusal}")
     batch = add_batch(instance)
-    assign = jax.jit(chosen.assign).lower(batch).compile()
+    check_all_local(batch, solver)
+    assign = jax.jit(partial(chosen.assign, solver=solver)).lower(batch).compile()
     start = time.perf_counter()
     assignment = jax.block_until_ready(assign(batch))
     seconds = time.perf_counter() - start
-    return to_plans(batch, assignment, method, seconds, chosen.optimal)[0]
+    return to_plans(batch, assignment, method, seconds, chosen.optimal, solver)[0]

@@ -9,10 +9,14 @@ from jaxtyping import Array, Float, Int
 from offload_jax import model
 from offload_jax.gains import reply_gains
 from offload_jax.instance import Instance
+from offload_jax.splits import splits_config
+from offload_jax.value import Solver
 
 
-def refuse_top_b(instance: Instance) -> str | None:
+def refuse_top_b(instance: Instance, solver: Solver = "native") -> str | None:
     """Why the top-b oracle does not apply to this (concrete) instance, or None where it does."""
+    if splits_config(solver).rules:
+        return "top-b needs the plain problem; constraints and terms of one's own couple the users"
     if instance.num_batches != 1:
         return f"top-b needs exactly one batch; the instance has {instance.num_batches}"
     if bool(jnp.any(jnp.where(instance.mask, instance.demand, 1) != 1)):
@@ -22,12 +26,13 @@ def refuse_top_b(instance: Instance) -> str | None:
     return None
 
 
-def top_b(instance: Instance) -> Int[Array, "users *batch"]:
+def top_b(instance: Instance, solver: Solver = "native") -> Int[Array, "users *batch"]:
     """The optimal assignment of one batch, unit demands and no budget (arXiv 2411.15781, any N).
 
     Given the number b of granted users, step time and air time are fixed and users are independent:
     the best plan of that size grants the b largest gains. The best size of all is the optimum.
     """
+    del solver  # the splits are closed form
     users = instance.num_users
 
     def of_size(

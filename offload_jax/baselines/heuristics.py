@@ -13,51 +13,59 @@ from offload_jax.env import EnvConfig, reset
 from offload_jax.gains import exact_gains, gain_of, reduced_gains
 from offload_jax.instance import Instance
 from offload_jax.segments import any_row, one_hot
-from offload_jax.splits import solver_named
+from offload_jax.splits import splits_config
 from offload_jax.types import Assignment
-from offload_jax.value import fits, problem_of
+from offload_jax.value import Solver, fits, gain, solve_placed
 
 # Pairs that reduced-greedy re-checks exactly at each step. On 30 edge instances (N = 20, M = 6)
 # the best of 8 reached 100.0 % of exact greedy's gain (worst 99.9 %), of 3 99.8 %, of 1 98.7 %.
 RECHECKED = 8
 
 
-def deny(instance: Instance) -> Assignment:
+def deny(instance: Instance, solver: Solver = "native") -> Assignment:
     """Everybody runs locally."""
+    del solver
     return jnp.zeros_like(instance.alpha, jnp.int32)
 
 
-def grant(instance: Instance) -> Assignment:
-    """Everybody is granted, in order of arrival, in the batch with the most room, while it fits."""
+def grant(instance: Instance, solver: Solver = "native") -> Assignment:
+    """Everybody is granted, in order of arrival, in the batch with the most room, while it fits.
+
+    Nobody is whose grant the solver's own constraints leave no splits for.
+    """
 
     def one(assignment: Assignment, current: Array) -> Assignment:
         load = model.batch_load(assignment, instance.demand, instance.num_batches)
         demand = jnp.sum(jnp.where(current, instance.demand, 0), axis=0)
         left = jnp.where(fits(instance, load + demand), instance.capacity - load, -jnp.inf)
         room = jnp.max(left, axis=0) >= 0
-        return jnp.where(current & room, jnp.argmax(left, axis=0) + 1, assignment)
+        granted = jnp.where(current & room, jnp.argmax(left, axis=0) + 1, assignment)
+        if splits_config(solver).constraints:
+            possible = gain_of(instance, granted, solver) > -jnp.inf
+            granted = jnp.where(possible, granted, assignment)
+        return granted
 
     return _in_arrival_order(instance, one)
 
 
-def myopic(instance: Instance) -> Assignment:
+def myopic(instance: Instance, solver: Solver = "native") -> Assignment:
     """Each user, in order of arrival, gets what is best now; nobody waits for a better one."""
 
     def one(assignment: Assignment, current: Array) -> Assignment:
         batches = jnp.arange(instance.num_batches)
-        gains = jax.lax.map(lambda k: _gain_with(instance, assignment, current, k), batches)
-        better = jnp.max(gains, axis=0) > gain_of(instance, assignment)
+        gains = jax.lax.map(lambda k: _gain_with(instance, assignment, current, k, solver), batches)
+        better = jnp.max(gains, axis=0) > gain_of(instance, assignment, solver)
         return jnp.where(current & better, jnp.argmax(gains, axis=0) + 1, assignment)
 
     return _in_arrival_order(instance, one)
 
 
-def greedy(instance: Instance) -> Assignment:
+def greedy(instance: Instance, solver: Solver = "native") -> Assignment:
     """Grants the pair with the largest exact gain, again and again, while one gains."""
     users, batches = instance.num_users, instance.num_batches
 
     def one(assignment: Assignment) -> tuple[Assignment, Array]:
-        gains = exact_gains(instance, assignment)
+        gains = exact_gains(instance, assignment, solver)
         gains = gains.reshape(users * batches, *gains.shape[2:])
         pair, gains_any = jnp.argmax(gains, axis=0), jnp.max(gains, axis=0) > 0
         chosen = one_hot(pair // batches, users) & gains_any
@@ -66,14 +74,17 @@ def greedy(instance: Instance) -> Assignment:
     return _while_any_gains(instance, one)
 
 
-def reduced_greedy(instance: Instance) -> Assignment:
-    """As `greedy`, but only the pairs with the largest reduced gains are solved exactly."""
+def reduced_greedy(instance: Instance, solver: Solver = "native") -> Assignment:
+    """As `greedy`, but only the pairs with the largest reduced gains are solved exactly.
+
+    Reduced gains know nothing of the solver's own rules; the exact ones do.
+    """
     users, batches = instance.num_users, instance.num_batches
     checked = min(RECHECKED, users * batches)
 
     def one(assignment: Assignment) -> tuple[Assignment, Array]:
         placed = model.place(instance, assignment)
-        solution = solver_named("native")(problem_of(instance, placed))
+        solution = solve_placed(instance, placed, solver)
         reduced = reduced_gains(instance, placed, solution.split, solution.price)
         open_ = (instance.mask & ~placed.granted)[:, None]
         reduced = jnp.where(open_, reduced, -jnp.inf)
@@ -82,9 +93,10 @@ def reduced_greedy(instance: Instance) -> Assignment:
         worth, pairs = jnp.moveaxis(worth, -1, 0), jnp.moveaxis(pairs, -1, 0)
 
         def exact(pair: Array) -> Array:
-            return _gain_with(instance, assignment, one_hot(pair // batches, users), pair % batches)
+            chosen = one_hot(pair // batches, users)
+            return _gain_with(instance, assignment, chosen, pair % batches, solver)
 
-        gains = jax.lax.map(exact, pairs) - model.gain(instance, placed, solution.split)
+        gains = jax.lax.map(exact, pairs) - gain(instance, placed, solution.split, solver)
         gains = jnp.where(jnp.isfinite(worth), gains, -jnp.inf)
         best = one_hot(jnp.argmax(gains, axis=0), checked)
         pair = jnp.sum(jnp.where(best, pairs, 0), axis=0)
@@ -96,13 +108,13 @@ def reduced_greedy(instance: Instance) -> Assignment:
 
 
 def _gain_with(
-    instance: Instance, assignment: Assignment, current: Array, batch: Array
+    instance: Instance, assignment: Assignment, current: Array, batch: Array, solver: Solver
 ) -> Float[Array, "*batch"]:
     """U - U_deny with the current user moved to a batch (from 0); minus infinity without room."""
     changed = jnp.where(current, batch + 1, assignment)
     load = model.batch_load(changed, instance.demand, instance.num_batches)
     over = any_row(~fits(instance, load))
-    return jnp.where(over, -jnp.inf, gain_of(instance, changed))
+    return jnp.where(over, -jnp.inf, gain_of(instance, changed, solver))
 
 
 def _in_arrival_order(

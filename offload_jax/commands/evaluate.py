@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import jax
@@ -18,12 +19,14 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from offload_jax import report, runs, schema
 from offload_jax.baselines import METHODS
-from offload_jax.config import ConfigError, load_config, nearest
+from offload_jax.certificate import Certificate, certify, merged
+from offload_jax.config import ConfigError, TrainConfig, load_config, nearest
 from offload_jax.evaluation import (
     ALL,
     HARD,
     Comparison,
     Decider,
+    baseline_solver,
     compare,
     deciders,
     refusals,
@@ -33,6 +36,16 @@ from offload_jax.instance import Instance, from_record, stack
 from offload_jax.plans import to_plans
 from offload_jax.policies import Policy
 from offload_jax.schema import InstanceRecord, Plan
+from offload_jax.splits import SplitsConfig
+from offload_jax.value import Solver, check_all_local
+
+
+@dataclass(frozen=True)
+class SplitsOption:
+    """Split points of the plans."""
+
+    solver: str | None = None
+    """Solver for them instead of the run's: native, cvxpylayers-moreau or cvxpylayers-diffcp."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +62,11 @@ class Arguments:
     """Decodings of the policy: 1 is greedy, more is best of that many samples."""
     methods: tuple[str, ...] = tuple(METHODS)
     """Baselines to compare with."""
+    splits: SplitsOption = field(default_factory=lambda: SplitsOption())
+    certify: bool = False
+    """Also solve a sample of the plans again, by cvxpylayers, and report how far they are apart."""
+    certified: int = 64
+    """Plans in that sample."""
     no_policy: bool = False
     """Compare the baselines alone (of --config's scenario, or on --instances)."""
     config: str | None = None
@@ -67,26 +85,78 @@ def run(words: list[str], prog: str) -> int:
     _check(parsed)
     records = _read(parsed.instances) if parsed.instances else []
     folder = None if parsed.no_policy else parsed.run or runs.newest_run()
+    config = runs.read_config(folder) if folder else load_config(parsed.config or "paper")
+    splits = _splits(config, parsed)
     policy = runs.load_policy(folder) if folder else None
+    if policy:
+        policy = replace(policy, env=replace(policy.env, solver=splits))
+    solver = baseline_solver(splits)
     name = f"eval-{parsed.instances.stem}" if parsed.instances else "eval"
     out = _out_folder(parsed.out or (folder or Path()) / name)
     if policy:
         print(f"policy: {policy.source}", flush=True)
     key = jax.random.key(parsed.seed)
-    methods = deciders(policy, parsed.samples, key, parsed.methods)
+    methods = deciders(policy, parsed.samples, key, parsed.methods, solver)
+    groups = _groups(parsed.instances, records) if parsed.instances else {}
     if parsed.instances:
-        groups = _groups(parsed.instances, records)
         cells = {name: _stacked(records, chosen) for name, chosen in groups.items()}
-        comparison = _compare(cells, methods, [], _known(records, groups))
-        _write_comparison(comparison, out, policy, parsed)
-        name = _strongest(comparison, policy)
-        _write_plans(records, groups, name, methods[name], out)
-        return 0
-    config = runs.read_config(folder) if folder else load_config(parsed.config or "paper")
-    cells = sample_cells(config.scenario, parsed.per_cell, key)
-    comparison = _compare(cells, methods, config.scenario.hard_cells(), None)
-    _write_comparison(comparison, out, policy, parsed)
+    else:
+        cells = sample_cells(config.scenario, parsed.per_cell, key)
+    for instances in cells.values():
+        _check_rules(instances, splits)
+    hard = [] if parsed.instances else config.scenario.hard_cells()
+    # Optima in a file are those of the plain problem.
+    known = None if splits.rules or not parsed.instances else _known(records, groups)
+    comparison = _compare(cells, methods, hard, known, solver)
+    name = _strongest(comparison, policy)
+    certificates = _certified(cells, methods[name], splits, parsed) if parsed.certify else []
+    _write_comparison(comparison, out, policy, parsed, splits, certificates)
+    _tell_certificates(certificates, name)
+    if parsed.instances:
+        _write_plans(records, groups, name, methods[name], out, splits)
     return 0
+
+
+def _splits(config: TrainConfig, parsed: Arguments) -> SplitsConfig:
+    """The run's split layer, with the solver that was asked for."""
+    chosen = config.splits
+    if parsed.splits.solver is not None:
+        chosen = replace(chosen, solver=parsed.splits.solver)
+    try:
+        chosen.validate()
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    return chosen
+
+
+def _check_rules(instances: Instance, splits: SplitsConfig) -> None:
+    try:
+        check_all_local(instances, splits)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
+def _certified(
+    cells: dict[str, Instance], decide: Decider, splits: SplitsConfig, parsed: Arguments
+) -> list[Certificate]:
+    """Certificates of one method's plans, the same number from every cell."""
+    each = math.ceil(parsed.certified / len(cells))
+    found: dict[str, list[Certificate]] = {}
+    for instances in cells.values():
+        plans = decide(instances)[..., :each]
+        few = jax.tree.map(lambda x: x[..., :each], instances)
+        for certificate in certify(few, plans, splits):
+            found.setdefault(certificate.solver, []).append(certificate)
+    return [merged(parts) for parts in found.values()]
+
+
+def _tell_certificates(certificates: Sequence[Certificate], name: str) -> None:
+    for c in certificates:
+        print(
+            f"certified: {c.solved} of {c.plans} plans of {name} by {c.solver}: splits within "
+            f"{c.split_deviation:.1e} T, U within {c.objective_deviation:.1e} (of alpha + T l), "
+            f"worst KKT residual {c.residual:.1e} (the plans' own: {c.own_residual:.1e})"
+        )
 
 
 def _check(parsed: Arguments) -> None:
@@ -96,6 +166,8 @@ def _check(parsed: Arguments) -> None:
             raise ConfigError(f"methods has {name!r}; must be among {', '.join(METHODS)}{near}")
     if parsed.no_policy and not parsed.methods:
         raise ConfigError("methods is empty; must name at least one method with no-policy")
+    if parsed.certified < 1:
+        raise ConfigError(f"certified is {parsed.certified}; must be at least 1")
     if parsed.per_cell < 1:
         raise ConfigError(f"per-cell is {parsed.per_cell}; must be at least 1")
     if not parsed.samples or min(parsed.samples) < 1:
@@ -169,14 +241,15 @@ def _compare(
     methods: dict[str, Decider],
     hard: Sequence[str],
     known: dict[str, np.ndarray] | None,
+    solver: Solver,
 ) -> Comparison:
-    reasons = refusals(cells, methods)
+    reasons = refusals(cells, methods, solver)
     if len(reasons) == len(methods):
         why = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
         raise ConfigError(f"methods has none that applies ({why}); must have at least one")
     console = Console(stderr=True)
     if not console.is_terminal:
-        return compare(cells, methods, hard, known=known)
+        return compare(cells, methods, hard, known=known, solver=solver)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("evaluating", total=len(cells) * len(methods))
@@ -184,19 +257,27 @@ def _compare(
         def show(cell: str, method: str) -> None:
             bar.update(task, advance=1, description=f"{cell}: {method}")
 
-        return compare(cells, methods, hard, show, known)
+        return compare(cells, methods, hard, show, known, solver)
 
 
 def _write_comparison(
-    comparison: Comparison, out: Path, policy: Policy | None, parsed: Arguments
+    comparison: Comparison,
+    out: Path,
+    policy: Policy | None,
+    parsed: Arguments,
+    splits: SplitsConfig,
+    certificates: Sequence[Certificate],
 ) -> None:
     source = {
         "policy": policy.source if policy else None,
         "instances": str(parsed.instances) if parsed.instances else None,
         "per_cell": parsed.per_cell,
         "seed": parsed.seed,
+        "splits": asdict(splits),
     }
     result = {"source": source, **runs.provenance(), **comparison.to_json()}
+    if certificates:
+        result["certificates"] = [asdict(certificate) for certificate in certificates]
     (out / "eval.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
     cells = comparison.cells()
     count = comparison.row(comparison.methods()[0], ALL if ALL in cells else cells[0]).instances
@@ -218,6 +299,7 @@ def _write_plans(
     name: str,
     decide: Decider,
     out: Path,
+    splits: SplitsConfig,
 ) -> None:
     """One method's plans in the order of the file, and a picture of the first."""
     plans: dict[int, Plan] = {}
@@ -227,7 +309,7 @@ def _write_plans(
         start = time.perf_counter()  # compiled by the comparison
         assignment = jax.block_until_ready(decide(instances))
         seconds = time.perf_counter() - start
-        found = to_plans(instances, assignment, name, seconds, optimal)
+        found = to_plans(instances, assignment, name, seconds, optimal, splits)
         plans.update(zip(chosen, found, strict=True))
     schema.write_plans(out / "plans.json", [plans[i] for i in range(len(records))])
     report.plan_figure(from_record(records[0]), plans[0], out / "plan.png")

@@ -52,7 +52,7 @@ def _describe_run(folder: Path) -> int:
     print(f"update: {step} of {config.learner.updates}")
     if evaluated:
         best = min(evaluated, key=lambda row: row["gap"])
-        reference = reference_name(config.scenario)
+        reference = reference_name(config.scenario, config.splits)
         print(f"best gap: {100 * best['gap']:.3f} % at update {best['step']}, to the {reference}")
     if step < config.learner.updates:
         print(f"go on with: python train.py --run {folder}")

@@ -53,6 +53,7 @@ def run(words: list[str], prog: str) -> int:
     if goes_on:
         config = runs.resumed(base, config)
     if parsed.dry_run:
+        runs.check_rules(config)
         return _dry_run(config)
     target = parsed.run or runs.new_folder(config)
     print(f"run directory: {target}", flush=True)
@@ -92,7 +93,7 @@ def _summary(result: runs.RunResult, config: TrainConfig) -> int:
     evaluated = [row for row in result.rows if "gap" in row]
     if evaluated:
         best = min(evaluated, key=lambda row: row["gap"])
-        reference = reference_name(config.scenario)
+        reference = reference_name(config.scenario, config.splits)
         print(f"best gap {100 * best['gap']:.3f} % at update {best['step']}, to the {reference}")
         print(f"learning curve: {result.folder}/learning_curve.png")
     if not result.finished:

@@ -2,32 +2,86 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+from offload_jax.checks import Checks
+from offload_jax.splits.conic import solve_conic
 from offload_jax.splits.dual import best_reply
 from offload_jax.splits.implicit import solve_native
+from offload_jax.splits.layer import check_solver
 from offload_jax.splits.problem import Solution, SplitProblem
+from offload_jax.splits.program import check_rules
 from offload_jax.splits.rounding import round_splits
-from offload_jax.types import Solver
+from offload_jax.splits.rules import Facts, RuleError, Rules
 
 __all__ = [
     "SOLVERS",
+    "Facts",
+    "RuleError",
+    "Rules",
     "Solution",
     "SplitProblem",
+    "SplitsConfig",
     "best_reply",
     "round_splits",
     "solve_splits",
-    "solver_named",
+    "splits_config",
 ]
 
-SOLVERS: dict[str, Solver] = {"native": solve_native}
+SOLVERS = ("native", "cvxpylayers-moreau", "cvxpylayers-diffcp")
 
 
-def solver_named(name: str) -> Solver:
-    """The solver of that name; a ValueError lists the names there are."""
-    if name not in SOLVERS:
-        raise ValueError(f"solver is {name!r}; must be one of {', '.join(SOLVERS)}")
-    return SOLVERS[name]
+@dataclass(frozen=True)
+class SplitsConfig:
+    """How split points are found (hashable: static under `jit`), and rules of your own for them.
+
+    docs/constraints.md says what a rule may be.
+    """
+
+    solver: str = "native"  # native (fastest), cvxpylayers-moreau or cvxpylayers-diffcp
+    constraints: tuple[str, ...] = ()  # each "expression <= expression", convex; cvxpylayers only
+    terms: tuple[str, ...] = ()  # each a concave expression in seconds, added to the objective
+
+    def validate(self) -> None:
+        """Raises ValueError naming the field and what is allowed, before anything is compiled."""
+        Checks(self, "splits").one_of("solver", SOLVERS)
+        if self.solver != "native":
+            check_solver(self.solver)
+        if self.rules and self.solver == "native":
+            others = ", ".join(SOLVERS[1:])
+            raise ValueError(
+                f"splits.solver is 'native', which takes no constraints or terms; must be one of "
+                f"{others}"
+            )
+        check_rules(self.rules)
+
+    @property
+    def rules(self) -> Rules:
+        """The constraints and terms."""
+        return Rules(self.constraints, self.terms)
+
+    def solve(self, problem: SplitProblem, facts: Facts | None = None) -> Solution:
+        """Optimal split points; `facts` (of `value.facts_of`) are what the rules speak of."""
+        if self.solver == "native":
+            return solve_native(problem)
+        return solve_conic(problem, self.solver, self.rules, facts)
 
 
-def solve_splits(problem: SplitProblem, solver: str = "native") -> Solution:
-    """Optimal split points of one problem; `jax.vmap` for many, differentiable in every float."""
-    return solver_named(solver)(problem)
+def splits_config(solver: str | SplitsConfig) -> SplitsConfig:
+    """The configuration of a solver's name, checked; one that is a configuration already, as is."""
+    if isinstance(solver, SplitsConfig):
+        return solver
+    if solver not in SOLVERS:
+        raise ValueError(f"solver is {solver!r}; must be one of {', '.join(SOLVERS)}")
+    return SplitsConfig(solver)
+
+
+def solve_splits(problem: SplitProblem, solver: str | SplitsConfig = "native") -> Solution:
+    """Optimal split points of one problem; `jax.vmap` for many, differentiable in every float.
+
+    Reverse mode only with cvxpylayers. Rules need an instance: see `evaluate`.
+    """
+    config = splits_config(solver)
+    if config.rules:
+        raise ValueError("solver has constraints or terms; must have none without an instance")
+    return config.solve(problem)

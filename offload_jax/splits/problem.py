@@ -151,12 +151,18 @@ def tolerance(dtype: jnp.dtype) -> float:
 
 
 def certify(
-    problem: SplitProblem, split: Float[Array, "rows *batch"], price: Float[Array, "servers *batch"]
+    problem: SplitProblem,
+    split: Float[Array, "rows *batch"],
+    price: Float[Array, "servers *batch"],
+    allowed: float | None = None,
 ) -> Solution:
-    """A solver's answer with its status and residual; an invalid problem gets NaN, no number."""
+    """A solver's answer with its status and residual; an invalid problem gets NaN, no number.
+
+    Solved is what has a residual of at most `allowed` (default: `tolerance` of the float type).
+    """
     valid = is_valid(problem)
     residual = kkt_residual(*jax.lax.stop_gradient((problem, split, price)))
-    solved = residual <= tolerance(split.dtype)
+    solved = residual <= (tolerance(split.dtype) if allowed is None else allowed)
     status = jnp.where(valid, jnp.where(solved, Status.SOLVED, Status.UNCONVERGED), Status.INVALID)
     return Solution(
         split=jnp.where(valid, split, jnp.nan),
