@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from scipy import stats
 
-from benchmarks import compare, suite, table
+from benchmarks import compare, layers, suite, table
 from benchmarks.__main__ import main
 from benchmarks.suite import ALL, UsageError
 
@@ -28,7 +28,23 @@ open(sys.argv[sys.argv.index("--out") + 1], "w").write(json.dumps(document))
 
 @pytest.mark.usefixtures("quick_compiler")
 @pytest.mark.parametrize("name", suite.NAMES)
-def test_every_benchmark_runs(name, tmp_path, capsys):
+def test_every_benchmark_runs(name, tmp_path, capsys, monkeypatch):
+    kinds = {kind: [x for x in found if x != "qpax"] for kind, found in layers.KINDS.items()}
+    monkeypatch.setattr(layers, "KINDS", kinds)
+    runs(name, tmp_path, capsys)
+
+
+@pytest.mark.usefixtures("quick_compiler")
+def test_qpax_runs_where_it_is_installed(tmp_path, capsys, monkeypatch):
+    pytest.importorskip("qpax", reason="qpax is not installed: pip install 'offload-jax[bench]'")
+    monkeypatch.setattr(layers, "KINDS", {"single QP": ("qpax",)})
+    document = runs("layers", tmp_path, capsys)
+    assert [row["case"].split(", ")[0] for row in document["results"]] == ["qpax", "qpax"]
+    assert all(row["unsolved"] == 0 for row in document["results"])
+
+
+def runs(name, tmp_path, capsys) -> dict:
+    """Runs a benchmark in quick mode, checks its rows and returns its document."""
     out = tmp_path / "speed.json"
     assert main([name, "--quick", "--repeats", "2", "--out", str(out)]) == 0
     document = json.loads(out.read_text())
@@ -45,13 +61,61 @@ def test_every_benchmark_runs(name, tmp_path, capsys):
         assert "target" in row
         assert all(math.isfinite(row[key]) and row[key] > 0 for key in NUMBERS)
         assert row["best_s"] <= row["p10_s"] <= row["median_s"] <= row["p90_s"]
+    return document
+
+
+LAYER_ROWS = [
+    {"benchmark": "layers", "case": f"{layer}, single QP, N=24 M=6 G=3, {rest}", **found}
+    for layer, rest, found in [
+        ("native", "forward, batch 512", {"rate": 600.0}),
+        ("moreau", "forward, batch 512", {"rate": 200.0}),
+        ("diffcp", "forward, batch 512", {"rate": 1.5}),
+        ("qpax", "forward, batch 512", {"error": "ModuleNotFoundError: No module named 'qpax'"}),
+        ("native", "forward, batch 64", {"error": "FloatingPointError: not finite"}),
+        ("moreau", "forward, batch 64", {"rate": 100.0}),
+        ("native", "forward+backward, batch 512", {"rate": 300.0}),
+        ("qpax", "forward+backward, batch 512", {"rate": 400.0}),
+    ]
+]
+
+
+@pytest.mark.fast
+def test_ratios_of_layers_by_hand():
+    """Of rates of the same case; none where a side failed, or for another benchmark's rows."""
+    case = "single QP, N=24 M=6 G=3, forward, batch 512"
+    backward = "single QP, N=24 M=6 G=3, forward+backward, batch 512"
+    other = {"benchmark": "splits", "case": f"moreau, {case}", "rate": 1.0}
+    assert layers.ratios([*LAYER_ROWS, other]) == [
+        {"case": case, "layer": "moreau", "rate_native": 600, "rate": 200, "ratio": 3},
+        {"case": case, "layer": "diffcp", "rate_native": 600, "rate": 1.5, "ratio": 400},
+        {"case": backward, "layer": "qpax", "rate_native": 300, "rate": 400, "ratio": 0.75},
+    ]
+    assert list(table.layers({"ratios": layers.ratios(LAYER_ROWS)}))[1:] == [
+        "| case | native | moreau | diffcp | qpax |",
+        "|---|---:|---:|---:|---:|",
+        "| single QP, forward | 600 | 200 (3x) | 1.5 (400x) |  |",
+        "| single QP, forward+backward | 300 |  |  | 400 (0.75x) |",
+    ]
+    assert list(table.layers({"results": []})) == []
+
+
+@pytest.mark.fast
+def test_slow_layers_are_left_out():
+    """Nothing whose call would last minutes, and everything of the size that is compared."""
+    names = [case.name for case in layers.cases(quick=False)]
+    assert len(names) == len(set(names))
+    assert sum("N=24 M=6 G=3" in name and name.endswith("batch 512") for name in names) == 14
+    assert "diffcp, whole solve, N=64 M=6 G=3, forward+backward, batch 4096" not in names
 
 
 @pytest.mark.fast
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["splitz"], "NAMES has 'splitz'; must be among training, environment, splits, decode"),
+        (
+            ["splitz"],
+            "NAMES has 'splitz'; must be among training, environment, splits, layers, decode",
+        ),
         (["compare", "--against", "HEAD", "env"], "NAMES has 'env'; must be among training"),
         (["splits", "--repeats", "0"], "repeats is 0; must be at least 1"),
         (["compare", "--against", "HEAD", "--rounds", "0"], "rounds is 0; must be at least 1"),

@@ -46,12 +46,13 @@ HALVINGS = tuple(range(8))
 INFLECTION = 1.317
 # Curvature below this share of c a^2 counts as this share: it is 0 at n = b and far out at n = T.
 # With 1e-3 the sequence stalled at 2 of 1,000 problems, and flat rows had a wrong derivative.
-FLATTEST = 1e-6
-# ... and below this one in the program's units: rows without an accuracy term have none.
-STRAIGHTEST = 1e-6
+FLATTEST = 1e-8
+# ... and below these in the program's units: of rows that can move (without an accuracy term they
+# have none), and of rows at a bound, where it does not matter if they stay and units may be coarse.
+STRAIGHTEST, STRAIGHTEST_HELD = 1e-7, 0.3
 # A weight below this counts as this, since a row of weight 0 would have no optimum; the line search
 # does not see rows below LIGHT.
-LIGHTEST, LIGHT = 1e-6, 1e-3
+LIGHTEST, LIGHT = 1e-5, 1e-3
 # Largest residual that counts as solved: the worst of 2,000 problems had 1e-7 with MOREAU and 1e-4
 # with DIFFCP, in float64; its error of the objective is of the order of its square.
 TOLERANCE = 1e-4
@@ -119,14 +120,15 @@ def program_at(p: SplitProblem, at: Float[Array, "rows *batch"]) -> tuple[Progra
     steepness = marginal(p, at)
     curvature = p.slope * steepness * jnp.tanh(p.slope * (at - p.centre) / 2)  # 2 sig - 1
     curvature = jnp.maximum(curvature, FLATTEST * steepest * p.slope) * p.steps**2 / worth
-    unit = p.steps / jnp.sqrt(weight * jnp.maximum(curvature, STRAIGHTEST))
+    near = 1e-6 * p.steps
+    moving = (at > p.lower + near) & (at < p.steps - near)
+    curvature = jnp.maximum(curvature, jnp.where(moving, STRAIGHTEST, STRAIGHTEST_HELD))
+    unit = p.steps / jnp.sqrt(weight * curvature)
     unit, worth = stop_gradient((unit, worth))
 
     here = one_hot(p.server, p.budget.shape[0])
     each = jnp.where(here & p.granted, p.rate * weight * unit, 0)
     # Rows at a bound may have a use that dwarfs that of the rows which can move.
-    near = 1e-6 * p.steps
-    moving = (at > p.lower + near) & (at < p.steps - near)
     biggest, strongest = jnp.max(each, axis=1), jnp.max(jnp.where(moving, each, 0), axis=1)
     limited = jnp.isfinite(p.budget) & (biggest > 0)
     size = jnp.where(strongest > 0, strongest, biggest)

@@ -38,6 +38,9 @@ MAX_RESIDUAL = 1e-5
 ARGUMENTS = {"cvxpylayers-moreau": {"solver": "ipm"}, "cvxpylayers-diffcp": {}}
 
 
+_TAKEN = "_offload_jax_layer"  # attribute of a problem that has a layer
+
+
 class Answer(NamedTuple):
     """What a layer returns; every array has the leading axes of the parameters."""
 
@@ -63,7 +66,11 @@ class ConeLayer:
         outputs: Sequence[cp.Variable],
         solver: str,
     ) -> None:
+        # Canonicalising permutes what cvxpy caches on the problem, a second time wrongly.
+        if getattr(problem, _TAKEN, False):
+            raise ValueError("problem belongs to another layer; must be a fresh one for each")
         layer = _canonicalise(problem, parameters, outputs, solver)
+        setattr(problem, _TAKEN, True)
         self.ndims = tuple(parameter.ndim for parameter in parameters)
         self._order = np.argsort(layer.ctx.user_order_to_col_order)
         self._recover = layer.ctx.var_recover
@@ -149,7 +156,7 @@ def _floats(words: Any, dtype: np.dtype) -> np.ndarray:
 
 def _words(x: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """What `_from_words` takes for these floats."""
-    return np.ascontiguousarray(x, dtype)[..., None].view(np.uint32)
+    return np.array(x, dtype, order="C")[..., None].view(np.uint32)
 
 
 def check_solver(solver: str) -> None:
@@ -222,7 +229,7 @@ class _Host:
         primal[wanted & ~finite], dual[wanted & ~finite] = np.nan, np.nan
         residual[wanted & ~finite] = np.inf
         arrays = (primal, dual, residual)
-        return tuple(_words(x.reshape(*lead, *x.shape[1:]), dtype) for x in arrays)
+        return tuple(_words(x.reshape((*lead, *x.shape[1:])), dtype) for x in arrays)
 
     def pull(self, packed: Any, primal: Any, dual: Any, dtype: np.dtype) -> tuple[np.ndarray]:
         """Cotangents of the parameters, 0 for problems without an answer."""
