@@ -28,7 +28,7 @@ class RunArguments:
     """
 
     names: Names = ()
-    """Benchmarks to run: training, environment, splits, decode. Default: all of them."""
+    """Benchmarks to run: training, environment, splits, layers, decode. Default: all."""
     out: Out = None
     """JSON file to write, and beside it (.md) its table."""
     repeats: int = 9
@@ -48,7 +48,7 @@ class CompareArguments:
     against: str
     """The other commit: anything git understands."""
     names: Names = ()
-    """Benchmarks to compare: training, environment, splits, decode. Default: all of them."""
+    """Benchmarks to compare: training, environment, splits, layers, decode. Default: all."""
     rounds: int = 5
     """Rounds, each a process per side."""
     out: Out = None
@@ -89,6 +89,8 @@ def _run(words: list[str]) -> int:
         print("  " + table.measurement(row), flush=True)
 
     document = suite.run(names, parsed.repeats, parsed.quick, show)
+    for line in table.layers(document):
+        print(line)
     _write(document, parsed.out)
     if parsed.out is not None:
         text = table.markdown(document)

@@ -15,7 +15,7 @@ from typing import Any
 Row = dict[str, Any]
 
 # In the order they run: training first, for its peak memory is that of the process so far.
-NAMES = ("training", "environment", "splits", "decode")
+NAMES = ("training", "environment", "splits", "layers", "decode")
 ALL = "*"  # case of a row that stands for a benchmark which could not even list its cases
 
 
@@ -56,13 +56,16 @@ def run(
         for row in _rows(name, repeats, quick):
             rows.append(row)
             show(row)
-    return {
+    document = {
         "date": started.isoformat(timespec="seconds"),
         "provenance": provenance(),
         "load_before": load,
         "quick": quick,
         "results": rows,
     }
+    if any(row["benchmark"] == "layers" and "rate" in row for row in rows):
+        document["ratios"] = import_module("benchmarks.layers").ratios(rows)
+    return document
 
 
 def _rows(name: str, repeats: int, quick: bool) -> Any:

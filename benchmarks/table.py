@@ -38,9 +38,14 @@ def _verdict(row: Row) -> Iterator[str]:
 
 
 def markdown(document: dict[str, Any]) -> str:
-    """The measurements as a Markdown table, each case at its fastest batch size."""
+    """The measurements as a Markdown table, each case at its fastest batch size.
+
+    The layers have a table of their own.
+    """
     best: dict[tuple[str, str], Row] = {}
     for row in document["results"]:
+        if row["benchmark"] == "layers":
+            continue
         key = (row["benchmark"], row["case"].split(", batch ")[0])
         if "rate" in row and row["rate"] > best.get(key, {"rate": 0})["rate"]:
             best[key] = row
@@ -48,15 +53,38 @@ def markdown(document: dict[str, Any]) -> str:
     lines = [
         f"{about['device']}, {about['cpu']}, {about['usable_cores']} cores, "
         f"jax {about['versions']['jax']}, commit {(about['commit'] or 'unknown')[:7]}",
-        "",
-        "| benchmark | case | rate | target |",
-        "|---|---|---:|---:|",
     ]
+    if best:
+        lines += ["", "| benchmark | case | rate | target |", "|---|---|---:|---:|"]
     for (benchmark, case), row in best.items():
         target = "" if row["target"] is None else number(row["target"])
         rate = f"{number(row['rate'])} {row['unit']}"
         lines.append(f"| {benchmark} | {case} | {rate} | {target} |")
-    return "\n".join(lines)
+    own = list(layers(document))
+    return "\n".join([*lines, "", *own] if own else lines)
+
+
+def layers(document: dict[str, Any]) -> Iterator[str]:
+    """A Markdown table of the layers' problems/s at one size and batch; nothing without them."""
+    size, batch = ", N=24 M=6 G=3", ", batch 512"  # layers.COMPARED
+    found = [
+        row
+        for row in document.get("ratios", ())
+        if size in row["case"] and row["case"].endswith(batch)
+    ]
+    if not found:
+        return
+    columns = list(dict.fromkeys(row["layer"] for row in found))
+    yield f"Layers, problems/s{size}{batch} (in brackets: native is this many times as fast)\n"
+    yield f"| case | native | {' | '.join(columns)} |"
+    yield f"|---|---:|{'---:|' * len(columns)}"
+    for case in dict.fromkeys(row["case"] for row in found):
+        rows = {row["layer"]: row for row in found if row["case"] == case}
+        cells = [number(next(iter(rows.values()))["rate_native"])]
+        for layer in columns:
+            row = rows.get(layer)
+            cells.append(f"{number(row['rate'])} ({number(row['ratio'])}x)" if row else "")
+        yield f"| {case.replace(size, '').replace(batch, '')} | {' | '.join(cells)} |"
 
 
 def comparison(document: dict[str, Any]) -> Iterator[str]:

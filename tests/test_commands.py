@@ -157,3 +157,72 @@ def test_both_ways_to_override(capsys) -> None:
         assert cli.main(["info", "--config", "smoke"]) == 0
         assert cli.main(["train", "--learner.samples=1", "--dry-run", *words]) == 1
     assert "lr: 0.001" in capsys.readouterr().out
+
+
+def test_rules_and_solvers_of_a_run(tmp_path, capsys, monkeypatch) -> None:
+    """A scenario file with rules: trained on, evaluated and certified through the same options."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "site.yaml").write_text(
+        "scenario: {kind: edge, num_users: [3, 4], batches: 2, servers: 1, models: 1}\n"
+        "splits:\n"
+        "  solver: cvxpylayers-moreau\n"
+        "  constraints: ['granted * latency <= 0.95 * local_latency']\n"
+        "  terms: ['-max(latency)']\n"
+        "network: {width: 16, layers: 1}\n"
+        "learner: {updates: 2, instances: 4, samples: 4}\n"
+        "run: {log_every: 1, eval_every: 2, eval_instances: 4}\n"
+        "tracking: {wandb: 'off'}\n"
+    )
+    assert cli.main(["train", "--config", "site.yaml", "--run", "run"]) == 0
+    words = ["eval", "--run", "run", "--per-cell", "3", "--samples", "1", "--certify"]
+    assert cli.main([*words, "--certified", "4", "--methods", "deny", "reduced-greedy"]) == 0
+    said = capsys.readouterr().out
+    assert "plans of policy, greedy by cvxpylayers-diffcp: splits within" in said
+    found = json.loads((tmp_path / "run" / "eval" / "eval.json").read_text())
+    assert found["source"]["splits"]["terms"] == ["-max(latency)"]
+    [certificate] = found["certificates"]
+    assert certificate["solved"] == certificate["plans"] == 4
+    assert certificate["split_deviation"] <= 1e-3
+    assert certificate["residual"] <= 1e-4
+    assert cli.main([*words, "--splits.solver", "native"]) == 1
+    assert "takes no constraints or terms" in capsys.readouterr().err
+
+
+def test_a_run_can_be_certified_and_solved_again(trained, capsys) -> None:
+    words = ["eval", "--run", str(trained), "--per-cell", "2", "--methods", "top-b"]
+    gaps = []
+    for more in (["--certify", "--certified", "8"], ["--splits.solver", "cvxpylayers-moreau"]):
+        assert cli.main([*words, "--samples", "1", *more]) == 0
+        found = json.loads((trained / "eval" / "eval.json").read_text())
+        gaps.append(found["cells"]["all"]["policy, greedy"]["gap_mean"])
+        said = capsys.readouterr().out
+        if "--certify" in more:
+            assert said.count("certified: 8 of 8 plans of policy, greedy by cvxpylayers-") == 2
+            worst = max(c["split_deviation"] for c in found["certificates"])
+            assert worst <= 1e-3
+    assert gaps[0] == pytest.approx(gaps[1], abs=1e-4)
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    ("words", "phrase"),
+    [
+        (["--splits.solver", "moreau"], "splits.solver is 'moreau'; must be one of native, cvx"),
+        (["--splits.terms", "0 - max(latency)"], "splits.solver is 'native', which takes no"),
+        (
+            ["--splits.solver", "cvxpylayers-moreau", "--splits.constraints", "latency <= 1"],
+            "splits.constraints has 'latency <= 1', which the all-local plan breaks",
+        ),
+        (
+            ["--splits.solver", "cvxpylayers-moreau", "--splits.constraints", "split^2 <= 1"],
+            "'split^2 <= 1' has 'split ^ 2'",
+        ),
+    ],
+)
+def test_bad_rules_are_refused_before_compiling(words, phrase, capsys, tmp_path) -> None:
+    folder = tmp_path / "run"
+    assert cli.main(["train", "--config", "smoke", "--run", str(folder), *words]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert phrase in error
+    assert not folder.exists()

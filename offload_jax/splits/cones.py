@@ -46,8 +46,9 @@ class Structure:
         quadratic: tuple[np.ndarray, np.ndarray],
         matrix: tuple[np.ndarray, np.ndarray],
         bound_rows: np.ndarray,  # rows of b that may differ from 0
+        orthant: slice,  # rows where s >= 0
     ) -> None:
-        self.shape, self.bound_rows = shape, bound_rows
+        self.shape, self.bound_rows, self.orthant = shape, bound_rows, orthant
         self.quadratic, self.matrix = quadratic, matrix
         self._to_rows = _adder(matrix[0], shape[0])
         self._to_columns = _adder(matrix[1], shape[1])
@@ -56,7 +57,8 @@ class Structure:
     def residual(self, program: Program, point: Point) -> np.ndarray:
         """Largest violation of A x + s = b, P x + q + A'z = 0 and x'P x + q'x + b'z = 0, scaled.
 
-        s and z are in their cones by the way interior points are made.
+        And of s >= 0 and z >= 0, which an active-set method may miss; in the other cones they are
+        by the way interior points are made.
         """
         x, z, s = point
         ax = (self._to_rows @ (program.matrix * x[:, self.matrix[1]]).T).T
@@ -66,6 +68,8 @@ class Structure:
         dual = np.abs(px + program.linear + atz).max(axis=1) / (1 + _size(program.linear))
         worth = np.sum(program.linear * x, axis=1)
         gap = np.abs(np.sum(px * x, axis=1) + worth + np.sum(program.bound * z, axis=1))
+        below = np.minimum(s[:, self.orthant], z[:, self.orthant]).min(axis=1, initial=0)
+        primal = np.maximum(primal, -below)
         largest = np.maximum(np.maximum(primal, dual), gap / (1 + np.abs(worth)))
         return np.where(np.isfinite(largest), largest, np.inf)
 
@@ -79,6 +83,10 @@ def _adder(index: np.ndarray, size: int) -> sparse.csr_array:
 def _ints(shape: Any) -> tuple[int, int]:
     """A shape of Python's integers: cvxpy mixes in NumPy's."""
     return int(shape[0]), int(shape[1])
+
+
+def _after(start: int, count: int) -> slice:
+    return slice(int(start), int(start) + int(count))
 
 
 def _size(x: np.ndarray) -> np.ndarray:
@@ -116,6 +124,7 @@ class Moreau:
             quadratic=(np.repeat(np.arange(len(p_offsets)), p_offsets), context.P_col_indices),
             matrix=(np.repeat(np.arange(len(offsets)), offsets), context.A_col_indices),
             bound_rows=context.b_idx,
+            orthant=_after(context.cones.num_zero_cones, context.cones.num_nonneg_cones),
         )
         cones = context.cones
         polyhedral = cones.num_zero_cones + cones.num_nonneg_cones == context.A_shape[0]
@@ -184,6 +193,7 @@ class Diffcp:
     def __init__(self, context: Any) -> None:
         from cvxpy.reductions.solvers.conic_solvers.scs_conif import dims_to_solver_dict
 
+        cones = dims_to_solver_dict(context.dims)
         rows, offsets = context.A_structure
         columns = context.A_shape[1] - 1
         entries = offsets[-2]
@@ -194,9 +204,10 @@ class Diffcp:
             quadratic=(empty, empty),
             matrix=matrix,
             bound_rows=context.b_idx,
+            orthant=_after(cones["z"], cones["l"]),
         )
         self._offsets = offsets[:-1]
-        self._cones = dims_to_solver_dict(context.dims)
+        self._cones = cones
         tolerances = ("tol_gap_abs", "tol_gap_rel", "tol_feas")
         self._options = {"solve_method": "Clarabel", **dict.fromkeys(tolerances, TOLERANCE)}
 
