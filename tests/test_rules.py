@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
+import cvxpy as cp
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +17,7 @@ from episodes import spoil_padding
 import offload_jax as oj
 from offload_jax import model
 from offload_jax.baselines import METHODS
+from offload_jax.config import load_config, parse_config
 from offload_jax.env import EnvConfig, reset, step
 from offload_jax.gains import gain_of
 from offload_jax.instance import Instance
@@ -21,7 +25,9 @@ from offload_jax.learner import sample_instances
 from offload_jax.plans import execute
 from offload_jax.scenario import EdgeScenario
 from offload_jax.splits import RuleError, Rules, SplitsConfig
+from offload_jax.splits.layer import ConeLayer
 from offload_jax.splits.program import check_rules
+from offload_jax.splits.rules import FACTS, FUNCTIONS, SHORTHANDS
 from offload_jax.types import Status
 from offload_jax.value import check_all_local, evaluate, facts_of
 
@@ -256,6 +262,23 @@ def test_baselines_and_whole_splits_keep_the_rules() -> None:
     instance = jax.tree.map(lambda x: x[..., 0], instances)
     made = oj.solve(instance, "reduced-greedy", solver=solver)
     assert made.status in ("feasible", "feasible, but not in whole steps")
+
+
+@pytest.mark.fast
+def test_the_page_on_rules_tells_the_truth() -> None:
+    text = (Path(__file__).resolve().parents[1] / "docs" / "constraints.md").read_text()
+    for name in (*FACTS, *SHORTHANDS, *FUNCTIONS, "split"):
+        assert f"`{name}`" in text, name
+    [settings] = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    shown = parse_config(settings).splits
+    assert len(shown.constraints) == 2
+    shown.validate()
+    example = re.findall(r"```python\n(.*?)```", text, re.DOTALL)[-1]
+    names = {"cp": cp, "jax": jax, "jnp": jnp, "ConeLayer": ConeLayer}
+    exec(example, names)
+    np.testing.assert_allclose(names["answer"].values[0], np.full((8, 3), 1 / 3), atol=1e-5)
+    for name in ("edge_deadline", "edge_energy", "edge_fair"):
+        assert load_config(name).splits.rules
 
 
 @pytest.mark.fast

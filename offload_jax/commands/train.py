@@ -57,6 +57,8 @@ def run(words: list[str], prog: str) -> int:
         return _dry_run(config)
     target = parsed.run or runs.new_folder(config)
     print(f"run directory: {target}", flush=True)
+    if config.splits.solver != "native":
+        print(f"splits: {config.splits.solver}, in float64 on the host; the rest stays as it is")
     with _Progress(config) as show:
         result = runs.train(config, [show], target, warn=show.warn)
     return _summary(result, config)

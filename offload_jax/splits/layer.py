@@ -15,6 +15,7 @@ The only file that imports cvxpy and cvxpylayers; both on first use, since that 
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -38,6 +39,7 @@ MAX_RESIDUAL = 1e-5
 ARGUMENTS = {"cvxpylayers-moreau": {"solver": "ipm"}, "cvxpylayers-diffcp": {}}
 
 
+_log = logging.getLogger(__name__)
 _TAKEN = "_offload_jax_layer"  # attribute of a problem that has a layer
 
 
@@ -188,6 +190,7 @@ def _canonicalise(
     try:
         # MOREAU turns on float64 for the whole process unless it is on; here it is on in passing.
         with jax.enable_x64(True):
+            _log.info("%s solves in float64 on the host; JAX's own float type stays", name)
             return CvxpyLayer(
                 problem, list(parameters), list(outputs), name, solver_args=ARGUMENTS[solver]
             )
