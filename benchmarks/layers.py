@@ -11,7 +11,7 @@ float32 it keeps slacks and multipliers above 3e-4, and never meets its toleranc
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -20,11 +20,11 @@ import jax.numpy as jnp
 from jax import tree
 
 from benchmarks import inputs
-from benchmarks.splits import FLOATS, draw
+from benchmarks.splits import draw, forward, forward_backward
 from benchmarks.suite import Row
 from benchmarks.timing import Case, Work
 from offload_jax.scenario import EdgeScenario
-from offload_jax.splits import Solution, SplitProblem, solve_splits
+from offload_jax.splits import SplitProblem, solve_splits
 from offload_jax.splits.conic import Program, program_at
 from offload_jax.splits.layer import Answer, ConeLayer
 from offload_jax.splits.program import split_program
@@ -115,25 +115,6 @@ def ratios(rows: Sequence[Row]) -> list[dict[str, Any]]:
         for (layer, case), rate in rates.items()
         if layer != "native" and (native := rates.get(("native", case)))
     ]
-
-
-def solve(solver: str, problem: SplitProblem, worth: jax.Array) -> Solution:
-    """The solution of split problems (batch last); `worth` only counts in the backward pass."""
-    del worth
-    return solve_splits(problem, solver)
-
-
-def solve_backward(solver: str, problem: SplitProblem, worth: jax.Array) -> tuple[Solution, Any]:
-    """The solution, and the gradient of sum(worth * split) in every real number of the problem."""
-
-    def linear(floats: dict[str, jax.Array]) -> tuple[jax.Array, Solution]:
-        solution = solve_splits(replace(problem, **floats), solver)
-        return jnp.sum(worth * solution.split), solution
-
-    gradient, solution = jax.grad(linear, has_aux=True)(
-        {name: getattr(problem, name) for name in FLOATS}
-    )
-    return solution, gradient
 
 
 @jax.jit
@@ -235,7 +216,7 @@ def _prepare(work: Workload) -> Work:
     backward = work.direction == "forward+backward"
     solver = "native" if work.layer == "native" else f"cvxpylayers-{work.layer}"
     if work.kind == "whole solve" or work.layer == "native":
-        function = partial(solve_backward if backward else solve, solver)
+        function = partial(forward_backward if backward else forward, solver=solver)
         return Work(function, drawn, work.batch, partial(_solve_notes, backward))
     programs = [program_of(*arguments) for arguments in drawn]
     if work.layer == "qpax":

@@ -48,17 +48,19 @@ def cases(quick: bool) -> list[Case]:
     ]
 
 
-def forward(problem: SplitProblem, worth: jax.Array) -> Solution:
+def forward(problem: SplitProblem, worth: jax.Array, solver: str = "native") -> Solution:
     """The solution; `worth` only counts in the backward pass."""
     del worth
-    return solve_splits(problem)
+    return solve_splits(problem, solver)
 
 
-def forward_backward(problem: SplitProblem, worth: jax.Array) -> tuple[Solution, Any]:
+def forward_backward(
+    problem: SplitProblem, worth: jax.Array, solver: str = "native"
+) -> tuple[Solution, Any]:
     """The solution, and the gradient of sum(worth * split) in every real number of the problem."""
 
     def linear(floats: dict[str, jax.Array]) -> tuple[jax.Array, Solution]:
-        solution = solve_splits(replace(problem, **floats))
+        solution = solve_splits(replace(problem, **floats), solver)
         return jnp.sum(worth * solution.split), solution
 
     gradient, solution = jax.grad(linear, has_aux=True)(

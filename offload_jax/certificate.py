@@ -28,6 +28,13 @@ class Certificate:
     residual: float  # KKT residual of the other solver
     own_residual: float  # and of the plans'
 
+    def __str__(self) -> str:
+        return (
+            f"{self.solved} of {self.plans} plans by {self.solver}: splits within "
+            f"{self.split_deviation:.1e} T, U within {self.objective_deviation:.1e} of its scale, "
+            f"worst KKT residual {self.residual:.1e} (the plans' own: {self.own_residual:.1e})"
+        )
+
 
 def merged(parts: Sequence[Certificate]) -> Certificate:
     """One certificate for all plans of several, by the same solver."""

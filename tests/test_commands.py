@@ -177,7 +177,7 @@ def test_rules_and_solvers_of_a_run(tmp_path, capsys, monkeypatch) -> None:
     words = ["eval", "--run", "run", "--per-cell", "3", "--samples", "1", "--certify"]
     assert cli.main([*words, "--certified", "4", "--methods", "deny", "reduced-greedy"]) == 0
     said = capsys.readouterr().out
-    assert "plans of policy, greedy by cvxpylayers-diffcp: splits within" in said
+    assert "certified, policy, greedy: 4 of 4 plans by cvxpylayers-diffcp: splits" in said
     found = json.loads((tmp_path / "run" / "eval" / "eval.json").read_text())
     assert found["source"]["splits"]["terms"] == ["-max(latency)"]
     [certificate] = found["certificates"]
@@ -197,7 +197,7 @@ def test_a_run_can_be_certified_and_solved_again(trained, capsys) -> None:
         gaps.append(found["cells"]["all"]["policy, greedy"]["gap_mean"])
         said = capsys.readouterr().out
         if "--certify" in more:
-            assert said.count("certified: 8 of 8 plans of policy, greedy by cvxpylayers-") == 2
+            assert said.count("certified, policy, greedy: 8 of 8 plans by cvxpylayers-") == 2
             worst = max(c["split_deviation"] for c in found["certificates"])
             assert worst <= 1e-3
     assert gaps[0] == pytest.approx(gaps[1], abs=1e-4)

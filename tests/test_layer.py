@@ -156,6 +156,26 @@ def test_float32_stays_and_each_layer_is_its_own(name) -> None:
         ConeLayer(made, parameters, [half.dual_variables[0]], name)
 
 
+def test_misuse_is_told() -> None:
+    made = layer("cvxpylayers-diffcp")
+    given = tuple(map(jnp.asarray, numbers()))
+    with pytest.raises(ValueError, match=r"values have shapes .*; must be \[\(12, 5\), "):
+        made(*given[:2])
+    with pytest.raises(ValueError, match=r"values have shapes .*; must be"):
+        made(given[0], given[1], given[2][:4])
+    other, parameters, x, _ = problem()
+    with pytest.raises(ValueError, match="solver is 'ECOS'; must be one of cvxpylayers-moreau"):
+        ConeLayer(other, parameters, [x], "ECOS")
+    matrix, target = cp.Variable((2, 2), symmetric=True), cp.Parameter((2, 2))
+    whole = cp.Problem(cp.Minimize(cp.sum_squares(matrix - target)))
+    with pytest.raises(ValueError, match="problem has a symmetric matrix"):
+        ConeLayer(whole, [target], [matrix], "cvxpylayers-diffcp")
+    scale, product = cp.Parameter(), cp.Parameter()
+    bent = cp.Problem(cp.Minimize(cp.sum_squares(x)), [x >= scale * product])
+    with pytest.raises(ValueError, match="DPP"):
+        ConeLayer(bent, [scale, product], [x], "cvxpylayers-diffcp")
+
+
 def test_float64_of_one_thread_is_not_cut_down() -> None:
     """Callbacks run in threads that do not share `jax.enable_x64`."""
     given = numbers(200)

@@ -84,6 +84,7 @@ def test_results_are_those_of_the_files() -> None:
     assert [name for name, _ in shown] == [
         "benchmarks/results/paper/table.md",
         "benchmarks/results/speed.md",
+        "benchmarks/results/layers.md",
     ]
     for name, text in shown:
         assert text.strip() == (ROOT / name).read_text(encoding="utf-8").strip(), name

@@ -111,7 +111,8 @@ def run(words: list[str], prog: str) -> int:
     name = _strongest(comparison, policy)
     certificates = _certified(cells, methods[name], splits, parsed) if parsed.certify else []
     _write_comparison(comparison, out, policy, parsed, splits, certificates)
-    _tell_certificates(certificates, name)
+    for certificate in certificates:
+        print(f"certified, {name}: {certificate}")
     if parsed.instances:
         _write_plans(records, groups, name, methods[name], out, splits)
     return 0
@@ -148,15 +149,6 @@ def _certified(
         for certificate in certify(few, plans, splits):
             found.setdefault(certificate.solver, []).append(certificate)
     return [merged(parts) for parts in found.values()]
-
-
-def _tell_certificates(certificates: Sequence[Certificate], name: str) -> None:
-    for c in certificates:
-        print(
-            f"certified: {c.solved} of {c.plans} plans of {name} by {c.solver}: splits within "
-            f"{c.split_deviation:.1e} T, U within {c.objective_deviation:.1e} (of alpha + T l), "
-            f"worst KKT residual {c.residual:.1e} (the plans' own: {c.own_residual:.1e})"
-        )
 
 
 def _check(parsed: Arguments) -> None:

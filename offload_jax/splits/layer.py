@@ -59,6 +59,9 @@ class ConeLayer:
     `outputs` are variables of the problem, or `constraint.dual_variables[0]` for multipliers. Rows
     of a batch are solved apart: one that is infeasible or not finite gets a large residual and zero
     derivatives and harms no other. A problem belongs to one layer only.
+
+    Raises ValueError for a problem that has a layer already or is not DPP, for a solver that is
+    unknown or not installed, and for symmetric matrices, which cvxpy stores in part.
     """
 
     def __init__(
@@ -73,6 +76,10 @@ class ConeLayer:
             raise ValueError("problem belongs to another layer; must be a fresh one for each")
         layer = _canonicalise(problem, parameters, outputs, solver)
         setattr(problem, _TAKEN, True)
+        whole = all(place.unpack_fn == "reshape" for place in layer.ctx.var_recover)
+        if not whole or any(layer.ctx.param_triu_indices or ()):
+            raise ValueError("problem has a symmetric matrix to set or to return; must have none")
+        self.shapes = tuple(parameter.shape for parameter in parameters)
         self.ndims = tuple(parameter.ndim for parameter in parameters)
         self._order = np.argsort(layer.ctx.user_order_to_col_order)
         self._recover = layer.ctx.var_recover
@@ -90,9 +97,12 @@ class ConeLayer:
         """Solves for parameter values of shapes (..., *parameter.shape), leading axes in common.
 
         Problems that are not `active` are not solved: they answer zeros. A `rough` answer is
-        quicker, less exact, and has no derivative.
+        quicker, less exact, and has no derivative. Raises ValueError for other shapes.
         """
-        lead = values[0].shape[: values[0].ndim - self.ndims[0]]
+        lead = values[0].shape[: values[0].ndim - self.ndims[0]] if values else ()
+        found, wanted = [x.shape for x in values], [(*lead, *shape) for shape in self.shapes]
+        if found != wanted:
+            raise ValueError(f"values have shapes {found}; must be {wanted}")
         # cvxpy reads matrices by columns.
         columns = [
             jnp.moveaxis(x, range(len(lead), x.ndim), range(x.ndim - 1, len(lead) - 1, -1))
@@ -101,13 +111,13 @@ class ConeLayer:
         packed = jnp.concatenate([columns[i].reshape(*lead, -1) for i in self._order], axis=-1)
         active = jnp.ones(lead, bool) if active is None else active
         primal, dual, residual = (self._rough if rough else self._exact)(packed, active)
-        found = []
+        answers = []
         for place in self._recover:
             flat = primal[..., place.primal] if place.source == "primal" else dual[..., place.dual]
             shaped = flat.reshape(*lead, *place.shape[::-1])
             axes = [*range(len(lead)), *range(shaped.ndim - 1, len(lead) - 1, -1)]
-            found.append(shaped.transpose(axes))
-        return Answer(tuple(found), residual, residual <= MAX_RESIDUAL)
+            answers.append(shaped.transpose(axes))
+        return Answer(tuple(answers), residual, residual <= MAX_RESIDUAL)
 
     def _solve(self, packed: Array, active: Array, *, rough: bool) -> tuple[Array, ...]:
         lead, dtype = packed.shape[:-1], packed.dtype
@@ -162,7 +172,9 @@ def _words(x: np.ndarray, dtype: np.dtype) -> np.ndarray:
 
 
 def check_solver(solver: str) -> None:
-    """Raises ValueError where a solver's package is not installed."""
+    """Raises ValueError for an unknown solver, and where its package is not installed."""
+    if solver not in SOLVERS:
+        raise ValueError(f"solver is {solver!r}; must be one of {', '.join(SOLVERS)}")
     package = {"cvxpylayers-moreau": "moreau", "cvxpylayers-diffcp": "diffcp"}[solver]
     if find_spec(package) is None:
         extra = "moreau" if package == "moreau" else "test"
