@@ -12,13 +12,11 @@ from jaxtyping import Array, Bool, Float, Int
 
 from offload_jax import model
 from offload_jax.instance import Instance
-from offload_jax.model import Placement
 from offload_jax.schema import Plan
-from offload_jax.segments import one_hot
-from offload_jax.splits import SplitProblem, round_splits, splits_config
-from offload_jax.splits.problem import server_use
+from offload_jax.splits import round_splits, splits_config
 from offload_jax.types import Assignment, Status
-from offload_jax.value import Outcome, Solver, evaluate, facts_of, gain, objective, problem_of
+from offload_jax.value import Outcome, Solver, evaluate, objective, problem_of
+from offload_jax.whole import mend
 
 
 @struct.dataclass
@@ -39,37 +37,9 @@ def execute(instance: Instance, assignment: Assignment, solver: Solver = "native
     problem = problem_of(instance, placed)
     whole, kept = round_splits(problem, outcome.split), jnp.ones_like(outcome.feasible)
     if splits_config(solver).constraints:
-        whole, kept = _round_within(instance, placed, problem, outcome.split, whole, solver)
+        whole, kept = mend(instance, placed, problem, whole, solver)
     value = objective(instance, placed, whole.astype(outcome.split.dtype), solver)
     return Rounded(outcome=outcome, integer_split=whole, integer_objective=value, kept=kept)
-
-
-def _round_within(
-    instance: Instance,
-    placed: Placement,
-    problem: SplitProblem,
-    split: Float[Array, "users *batch"],
-    whole: Int[Array, "users *batch"],
-    solver: Solver,
-) -> tuple[Int[Array, "users *batch"], Bool[Array, "*batch"]]:
-    """(whole splits, whether they keep the solver's own constraints).
-
-    The best that keeps everything of `whole`, all rounded down, and all to the nearest.
-    """
-    facts, rules = facts_of(instance, placed), splits_config(solver).rules
-    lower = jnp.where(placed.granted, jnp.ceil(problem.lower - 1e-6), problem.steps)
-    tried = [whole.astype(split.dtype)]
-    tried += [jnp.clip(r, lower, problem.steps) for r in (jnp.floor(split), jnp.round(split))]
-    slack = 1e-5 * jnp.maximum(problem.budget, 1)
-    worth = []
-    for n in tried:
-        use = server_use(problem, n)
-        within = jnp.all(jnp.isinf(problem.budget) | (use <= problem.budget + slack), axis=0)
-        kept = within & (rules.violation(facts, n) <= 1e-5)
-        worth.append(jnp.where(kept, gain(instance, placed, n, solver), -jnp.inf))
-    best = one_hot(jnp.argmax(jnp.stack(worth), axis=0), len(tried))
-    chosen = jnp.sum(jnp.where(best[:, None], jnp.stack(tried), 0), axis=0)
-    return chosen.astype(whole.dtype), jnp.max(jnp.stack(worth), axis=0) > -jnp.inf
 
 
 def to_plans(

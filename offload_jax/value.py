@@ -148,11 +148,12 @@ def check_all_local(instances: Instance, solver: Solver) -> None:
     config = splits_config(solver)
     missed = config.rules.violations(*_all_local(instances))
     for text, shares in zip(config.constraints, missed, strict=True):
-        broken = np.flatnonzero(np.asarray(shares) > 1e-6)
+        worst = np.max(np.asarray(shares), axis=0).reshape(-1)  # of each instance's users
+        broken = np.flatnonzero(worst > 1e-6)
         if len(broken):
             raise ValueError(
                 f"splits.constraints has {text!r}, which the all-local plan breaks (instance "
-                f"{broken[0]} of {np.size(shares)}, by {100 * np.ravel(shares)[broken[0]]:.2g} %); "
+                f"{broken[0]} of {len(worst)}, by {100 * worst[broken[0]]:.2g} %); "
                 "must hold when everybody is denied: multiply by granted what only granted users "
                 "must keep, or write a term with a price for missing it"
             )

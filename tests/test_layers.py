@@ -39,6 +39,7 @@ LAYERS = (
     "splits",
     "value",
     "gains",
+    "whole",
     "plans",
     "soft",
     "env",

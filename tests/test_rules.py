@@ -258,7 +258,9 @@ def test_baselines_and_whole_splits_keep_the_rules() -> None:
     missed = np.asarray(solver.rules.violation(facts, whole))
     kept = np.asarray(rounded.kept)
     assert missed[kept].max(initial=0) <= 1e-4
-    assert kept.mean() >= 0.5
+    assert kept.mean() >= 0.8
+    use = model.server_use(instances, model.place(instances, plan), jnp.asarray(whole))
+    assert np.all((np.asarray(use) <= np.asarray(instances.budget) + 2e-5)[:, kept])
     instance = jax.tree.map(lambda x: x[..., 0], instances)
     made = oj.solve(instance, "reduced-greedy", solver=solver)
     assert made.status in ("feasible", "feasible, but not in whole steps")

@@ -114,18 +114,27 @@ class Rules:
         return sum(found, jnp.zeros(split.shape[1:], split.dtype))
 
     def violations(self, facts: Facts, split: Array) -> list[Array]:
-        """By how much each constraint is missed, as a share of its sides' size; (*batch) each."""
+        """By how much each user misses each constraint, as a share of its sides' size.
+
+        One array (users, *batch) per constraint; one that is a single number is missed by all.
+        """
         found = []
         for text in self.constraints:
             left, right = (value(side, {**facts, SPLIT: split}) for side in sides(text))
             size = 1 + jnp.maximum(jnp.abs(left), jnp.abs(right))
             missed = jnp.broadcast_to(jnp.maximum(left - right, 0) / size, split.shape)
-            found.append(jnp.max(jnp.where(facts[MASK], missed, 0), axis=0))
+            found.append(jnp.where(facts[MASK], missed, 0))
         return found
 
     def violation(self, facts: Facts, split: Array) -> Array:
-        """The largest of `violations`."""
-        return jnp.max(jnp.stack(self.violations(facts, split) or [jnp.zeros(split.shape[1:])]), 0)
+        """The largest of `violations`, (*batch)."""
+        found = [jnp.max(missed, axis=0) for missed in self.violations(facts, split)]
+        return jnp.max(jnp.stack(found or [jnp.zeros(split.shape[1:])]), axis=0)
+
+    def missed(self, facts: Facts, split: Array) -> Array:
+        """The sum of `violations`, (*batch): it falls where any user misses less."""
+        found = [jnp.sum(missed, axis=0) for missed in self.violations(facts, split)]
+        return sum(found, jnp.zeros(split.shape[1:]))
 
 
 NO_RULES = Rules()

@@ -1,0 +1,90 @@
+"""Whole split points that keep users' own constraints, beside bounds and budgets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from offload_jax.instance import Instance
+from offload_jax.model import Placement
+from offload_jax.segments import one_hot
+from offload_jax.splits import SplitProblem, splits_config
+from offload_jax.splits.problem import server_use
+from offload_jax.value import Solver, facts_of, gain
+
+ALLOWED = 1e-5  # what the rounding of floats may miss, as a share
+
+
+def mend(
+    instance: Instance,
+    placed: Placement,
+    problem: SplitProblem,
+    whole: Int[Array, "users *batch"],
+    solver: Solver,
+) -> tuple[Int[Array, "users *batch"], Bool[Array, "*batch"]]:
+    """(whole splits near `whole`, whether they keep the solver's constraints and the budgets).
+
+    First users are lowered by a step while that mends a constraint, the most broken first; then
+    raised by a step, where that breaks none, while a budget is exceeded, the cheapest first. What
+    does not come out right is left as it was.
+    """
+    around = _Around(instance, placed, problem, solver)
+    n = whole.astype(problem.saving.dtype)
+    for improve in (around.lowered, around.raised):
+        n = jax.lax.fori_loop(0, instance.num_users, lambda _, n, f=improve: f(n), n)
+    kept = (around.missed(n) <= ALLOWED) & (around.over(n) <= ALLOWED)
+    return jnp.where(kept, n, whole).astype(whole.dtype), kept
+
+
+@dataclass(frozen=True)
+class _Around:
+    """Moves of single users between whole split points."""
+
+    instance: Instance
+    placed: Placement
+    problem: SplitProblem
+    solver: Solver
+
+    def missed(self, n: Float[Array, "users *batch"]) -> Float[Array, "*batch"]:
+        """By how much constraints are missed, over all users."""
+        rules = splits_config(self.solver).rules
+        return rules.missed(facts_of(self.instance, self.placed), n)
+
+    def over(self, n: Float[Array, "users *batch"]) -> Float[Array, "*batch"]:
+        """By how much the worst server exceeds its budget, over max(1, W)."""
+        limited = jnp.isfinite(self.problem.budget)
+        budget = jnp.where(limited, self.problem.budget, 0)
+        share = (server_use(self.problem, n) - budget) / jnp.maximum(budget, 1)
+        return jnp.max(jnp.where(limited, share, -1), axis=0)
+
+    def lowered(self, n: Float[Array, "users *batch"]) -> Float[Array, "users *batch"]:
+        new, merit = self._best(n, -1, lambda other: -self.missed(other))
+        return jnp.where((self.missed(n) > ALLOWED) & (-merit < self.missed(n)), new, n)
+
+    def raised(self, n: Float[Array, "users *batch"]) -> Float[Array, "users *batch"]:
+        def worth(other: Array) -> Array:
+            better = (self.over(other) < self.over(n)) & (self.missed(other) <= ALLOWED)
+            value = gain(self.instance, self.placed, other, self.solver)
+            return jnp.where(better, value, -jnp.inf)
+
+        new, merit = self._best(n, 1, worth)
+        return jnp.where((self.over(n) > ALLOWED) & (merit > -jnp.inf), new, n)
+
+    def _best(
+        self, n: Array, by: int, merit: Callable[[Array], Array]
+    ) -> tuple[Float[Array, "users *batch"], Float[Array, "*batch"]]:
+        """The move of one user with the largest merit, and that merit."""
+        users = self.instance.num_users
+
+        def moved(user: Array) -> Array:
+            chosen = one_hot(user, users) & self.problem.granted
+            lowest = jnp.minimum(jnp.ceil(self.problem.lower - 1e-6), n)
+            return jnp.clip(n + jnp.where(chosen, by, 0), lowest, self.problem.steps)
+
+        everywhere = jnp.zeros(n.shape[1:], jnp.int32)
+        merits = jax.lax.map(lambda i: merit(moved(everywhere + i)), jnp.arange(users))
+        return moved(jnp.argmax(merits, axis=0)), jnp.max(merits, axis=0)
