@@ -140,7 +140,11 @@ def _plan_legend(axes: Axes, batches: int) -> None:
         )
     handles.append(Patch(color=AIR_COLOUR, label="transfer"))
     handles.append(Patch(color=LOCAL_COLOUR, label="own device"))
-    axes.legend(handles=handles, frameon=False, fontsize=7, loc="lower right")
+    # Beside the bars, which may reach any corner.
+    beside = (1.0, 0.5)
+    axes.legend(
+        handles=handles, frameon=False, fontsize=7, loc="center left", bbox_to_anchor=beside
+    )
 
 
 def _figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, Any]:

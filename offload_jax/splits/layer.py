@@ -175,12 +175,12 @@ def check_solver(solver: str) -> None:
     """Raises ValueError for an unknown solver, and where its package is not installed."""
     if solver not in SOLVERS:
         raise ValueError(f"solver is {solver!r}; must be one of {', '.join(SOLVERS)}")
-    package = {"cvxpylayers-moreau": "moreau", "cvxpylayers-diffcp": "diffcp"}[solver]
+    package = solver.removeprefix("cvxpylayers-")
     if find_spec(package) is None:
-        extra = "moreau" if package == "moreau" else "test"
+        source = "'offload-jax[moreau]'" if package == "moreau" else package
         raise ValueError(
             f"solver is {solver!r}, which needs the package {package}; must be installed: "
-            f"pip install 'offload-jax[{extra}]'"
+            f"pip install {source}"
         )
 
 

@@ -53,8 +53,6 @@ SHORTHANDS = {
 }
 SPLIT = "split"
 SCALARS = ("steps", "users", "num_granted")
-
-
 MASK = "mask"  # beside the facts: True for real users
 
 # The functions by cvxpy's names. All are 0 at 0: padded users show 0, and must count for nothing.
