@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -61,13 +60,16 @@ def certify(
         return [_compared(exact, own, _outcome(exact, plan, other), other) for other in others]
 
 
+_evaluate = jax.jit(evaluate, static_argnames="solver")  # compiled once for all cells
+
+
 def _widened(x: jax.Array) -> jax.Array:
     array = np.asarray(x)
     return jnp.asarray(array.astype(np.float64) if array.dtype.kind == "f" else array)
 
 
 def _outcome(instances: Instance, assignment: jax.Array, config: SplitsConfig) -> Outcome:
-    return jax.device_get(jax.jit(partial(evaluate, solver=config))(instances, assignment))
+    return jax.device_get(_evaluate(instances, assignment, solver=config))
 
 
 def _compared(

@@ -18,6 +18,9 @@ from test_splits import CASES, numbers, spoiled
 from offload_jax.splits import SplitProblem, SplitsConfig, solve_splits
 from offload_jax.types import Status
 
+# Nearly all of the time is compiling.
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 SOLVERS = ("cvxpylayers-moreau", "cvxpylayers-diffcp")
 conic = jax.jit(solve_splits, static_argnames="solver")
 FIELDS = ("saving", "rate", "amplitude", "slope", "centre", "lower", "weight", "steps", "budget")

@@ -31,6 +31,9 @@ from offload_jax.splits.rules import FACTS, FUNCTIONS, SHORTHANDS
 from offload_jax.types import Status
 from offload_jax.value import check_all_local, evaluate, facts_of
 
+# Nearly all of the time is compiling.
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 MOREAU, DIFFCP = "cvxpylayers-moreau", "cvxpylayers-diffcp"
 SCENARIO = EdgeScenario(num_users=(4, 6), batches=3, servers=2, models=2, budget=1.0)
 COUNT = 10

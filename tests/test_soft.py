@@ -21,6 +21,9 @@ from offload_jax.soft import _expected_gain, soft_evaluate
 from offload_jax.splits import SplitsConfig
 from offload_jax.types import Status
 
+# Nearly all of the time is compiling.
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 SCENARIO = EdgeScenario(num_users=(4, 6), batches=3, servers=2, models=2, budget=0.6,
                         split_min_share=0.5)  # fmt: skip
 SOLVERS = ("native", "cvxpylayers-moreau", "cvxpylayers-diffcp")
