@@ -86,7 +86,7 @@ def facts_of(instance: Instance, placed: Placement) -> Facts:
     return {
         "mask": instance.mask,
         "steps": instance.steps,
-        "users": jnp.sum(instance.mask, axis=0, dtype=instance.alpha.dtype),
+        "users": model.num_real_users(instance),
         "num_granted": placed.num_granted,
         **{name: jnp.where(instance.mask, x, 0) for name, x in per_user.items()},
     }
