@@ -11,6 +11,11 @@ from collections.abc import Sequence
 COMMANDS = {
     "train": ("train", "Train a policy, or go on with a stopped run."),
     "eval": ("evaluate", "Compare a trained policy with every baseline on the same instances."),
+    "testset": ("testset", "Build a frozen test set, or look for better plans for one."),
+    "advise": (
+        "advise",
+        "Say what limits a plan, what more of it is worth, and who comes next.",
+    ),
     "info": ("info", "Print versions, devices and configurations, or the state of a run."),
 }
 
@@ -43,7 +48,7 @@ def evaluate(words: Sequence[str] | None = None) -> int:
 
 
 def _usage() -> str:
-    lines = [f"  {name:6} {summary}" for name, (_, summary) in COMMANDS.items()]
+    lines = [f"  {name:8} {summary}" for name, (_, summary) in COMMANDS.items()]
     return "\n".join(
         ["usage: offload-jax COMMAND [options]; COMMAND --help lists them", "", *lines]
     )
@@ -69,5 +74,6 @@ def _mendable() -> tuple[type[Exception], ...]:
     from offload_jax.config import ConfigError
     from offload_jax.loop import RunError
     from offload_jax.schema import SchemaError
+    from offload_jax.testsets import TestSetError
 
-    return CheckpointError, ConfigError, RunError, SchemaError, OSError
+    return CheckpointError, ConfigError, RunError, SchemaError, TestSetError, OSError

@@ -2,14 +2,14 @@
 
 The gap of a plan is (U_best - U) / (U_best - U_deny): 0 is the optimum, 1 is denying everybody.
 Where an exact method applies, or an instance file has the optimum, U_best is proven; elsewhere it
-is the best that any compared method found, and the result says which.
+is the best plan known for a test set or that any compared method found, and the result says which.
+A plan better than what is known counts as the best before any gap is computed.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -19,63 +19,18 @@ import numpy as np
 from scipy import special
 
 from offload_jax import model
-from offload_jax.baselines import METHODS, method_named
-from offload_jax.gains import gain_of
+from offload_jax.baselines import METHODS, QUICK, apply_method, assigner, method_named
+from offload_jax.baselines.bound import upper_bound
+from offload_jax.comparison import ALL, HARD, Comparison, Detail, Row
 from offload_jax.instance import Instance, pad_users
-from offload_jax.policies import Policy, best_of
+from offload_jax.plans import Decision
+from offload_jax.policies import Policy, timed_best_of
 from offload_jax.scenario import EdgeScenario, PaperScenario
 from offload_jax.splits import splits_config
 from offload_jax.types import Assignment, Key
-from offload_jax.value import Solver, objective_denied
+from offload_jax.value import Solver, evaluate, objective_denied
 
-Decider = Callable[[Instance], Assignment]
-ALL, HARD = "all", "hard"
-
-
-@dataclass(frozen=True)
-class Row:
-    """One method on one cell (or on several cells together)."""
-
-    method: str
-    cell: str
-    instances: int
-    gap_mean: float
-    gap_ci95: float  # half width of the 95 % confidence interval of the mean
-    gap_p95: float
-    gap_max: float
-    score_mean: float  # 0.1 U / N
-    seconds_per_plan: float  # in one batch, compiling excluded
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """All rows, and what the gaps are measured against."""
-
-    reference: str  # "optimum (top-b)", "optimum in the file" or "best of the methods compared"
-    rows: list[Row] = field(default_factory=list)
-    left_out: dict[str, str] = field(default_factory=dict)  # method: why it does not apply
-
-    def row(self, method: str, cell: str = ALL) -> Row:
-        """The row of a method and cell; KeyError where there is none."""
-        for row in self.rows:
-            if (row.method, row.cell) == (method, cell):
-                return row
-        raise KeyError(f"no row for method {method!r} and cell {cell!r}")
-
-    def methods(self) -> list[str]:
-        return list(dict.fromkeys(row.method for row in self.rows))
-
-    def cells(self) -> list[str]:
-        return list(dict.fromkeys(row.cell for row in self.rows))
-
-    def to_json(self) -> dict[str, Any]:
-        """{"reference", "left_out", "cells": {cell: {method: {gap_mean, ...}}}}."""
-        cells: dict[str, Any] = {}
-        for row in self.rows:
-            numbers = asdict(row)
-            cells.setdefault(numbers.pop("cell"), {})[numbers.pop("method")] = numbers
-        return {"reference": self.reference, "left_out": self.left_out, "cells": cells}
-
+Decider = Callable[[Instance], Decision]
 
 # Every cell compiles a sampler of its own, to run it once: optimising it would take 4x as long.
 _QUICK_COMPILE = {"xla_backend_optimization_level": 0}
@@ -101,26 +56,36 @@ def deciders(
     key: Key,
     methods: Sequence[str] | None = None,
     solver: Solver = "native",
+    budget_s: float | None = None,
 ) -> dict[str, Decider]:
     """The methods to compare by name: baselines, and the policy for every number of samples.
 
-    Baselines decide with `solver`, the policy with its own. Raises ValueError for a method that
-    does not exist.
+    Baselines decide with `solver`, the policy with its own; `budget_s` is what searches and scip
+    may take for each instance. Raises ValueError for a method that does not exist.
     """
-    names = list(METHODS) if methods is None else methods
-    chosen: dict[str, Decider] = {
-        name: jax.jit(partial(method_named(name).assign, solver=solver)) for name in names
-    }
+    chosen: dict[str, Decider] = {}
+    for name in QUICK if methods is None else methods:
+        method_named(name)
+        chosen[name] = partial(apply_method, name, solver=solver, budget_s=budget_s, key=key)
     for count in samples:
         if policy is None:
             break
         name = "policy, greedy" if count == 1 else f"policy, best of {count}"
-        chosen[name] = _sampler(policy, count, key)
+        chosen[name] = partial(_sampled, policy, count, key)
     return chosen
 
 
-def _sampler(policy: Policy, count: int, key: Key) -> Decider:
-    return lambda instances: best_of(policy, instances, count, key)[0]
+def _sampled(policy: Policy, count: int, key: Key, instances: Instance) -> Decision:
+    return timed_best_of(policy, instances, count, key)
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known beforehand, by cell: gains (U - U_deny, s) of the best plans, and bounds."""
+
+    reference: str  # what to call it
+    gains: Mapping[str, np.ndarray]
+    bounds: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 def compare(
@@ -128,13 +93,13 @@ def compare(
     methods: dict[str, Decider],
     hard: Sequence[str] = (),
     progress: Callable[[str, str], None] = lambda cell, method: None,
-    known: Mapping[str, np.ndarray] | None = None,
+    known: Known | None = None,
     solver: Solver = "native",
+    keep: dict[tuple[str, str], Decision] | None = None,
 ) -> Comparison:
     """Every method on every cell, the same instances for all; calls `progress(cell, method)` first.
 
-    `known` holds the gains (U - U_deny, s) of known optima, per cell; then they are the reference.
-    Plans are valued with `solver`.
+    Plans are valued with `solver`. `keep` is filled with what was decided, by method and cell.
 
     Rows of the cells are followed by rows of all instances together (cell "all"), and of the cells
     named in `hard` (cell "hard"). Exact methods that do not apply to a cell are left out. Raises
@@ -145,21 +110,23 @@ def compare(
     if not methods:
         reasons = "; ".join(left_out.values()) or "none was named"
         raise ValueError(f"methods holds none that applies ({reasons}); must hold at least one")
-    exact = [name for name in methods if name in METHODS and METHODS[name].optimal]
     found: dict[tuple[str, str], _Found] = {}
-    compiled: set[tuple[object, ...]] = set()
+    bounds: dict[str, np.ndarray] = {}
     for cell, instances in cells.items():
         for name, decide in methods.items():
             progress(cell, name)
-            shape = (name, instances.accuracy_floor.shape, instances.num_servers)
-            found[name, cell] = _measure(decide, instances, shape not in compiled, solver)
-            compiled.add(shape)
-        best = [known[cell]] if known else [found[n, cell].gain for n in (exact or methods)]
-        best_gain = np.max(best, axis=0)
+            decision = decide(instances)
+            if keep is not None:
+                keep[name, cell] = decision
+            found[name, cell] = _measured(decision, instances, solver)
+        gains = [found[name, cell].gain for name in methods]
+        best = np.max([*gains, *([known.gains[cell]] if known else [])], axis=0)
         for name in methods:
-            result = found[name, cell]
-            gaps = np.asarray(model.gap(jnp.asarray(best_gain), jnp.asarray(result.gain)))
-            found[name, cell] = replace(result, gap=gaps)
+            gaps = np.asarray(model.gap(jnp.asarray(best), jnp.asarray(found[name, cell].gain)))
+            found[name, cell] = replace(found[name, cell], gap=gaps)
+        proven = [found[name, cell].bound for name in methods]
+        proven += [known.bounds[cell]] if known and cell in known.bounds else []
+        bounds[cell] = (np.min(proven, axis=0) - best) / np.maximum(best, 1e-9)
     groups = {cell: [cell] for cell in cells}
     groups |= {ALL: list(cells)} if len(cells) > 1 else {}
     groups |= {HARD: list(hard)} if 0 < len(hard) < len(cells) else {}
@@ -168,9 +135,55 @@ def compare(
         for group, members in groups.items()
         for name in methods
     ]
+    exact = [name for name in methods if name in METHODS and METHODS[name].optimal]
     reference = f"optimum ({exact[0]})" if exact else "best of the methods compared"
-    reference = "optimum in the file" if known else reference
-    return Comparison(reference=reference, rows=rows, left_out=left_out)
+    return Comparison(
+        reference=known.reference if known else reference,
+        detail=_detail(cells, list(methods), found, bounds),
+        rows=rows,
+        left_out=left_out,
+    )
+
+
+def with_bounds(
+    comparison: Comparison,
+    cells: dict[str, Instance],
+    decided: Mapping[tuple[str, str], Decision],
+    solver: Solver = "native",
+) -> Comparison:
+    """The comparison with upper bounds of what any plan can gain (see `baselines.bound`)."""
+    gaps = []
+    for cell, instances in cells.items():
+        plans = [d.assignment for (_, where), d in decided.items() if where == cell]
+        gains = np.stack([np.asarray(_values(instances, plan, solver)[0]) for plan in plans])
+        best = np.argmax(gains, axis=0)
+        assignment = np.take_along_axis(np.stack(plans), best[None, None], axis=0)[0]
+        bound = upper_bound(instances, jnp.asarray(assignment))
+        gaps.append(bound / np.maximum(np.max(gains, axis=0), 1e-9) - 1)
+    detail = replace(comparison.detail, bound_gap=np.maximum(np.concatenate(gaps), 0))
+    return replace(comparison, detail=detail)
+
+
+def _detail(
+    cells: dict[str, Instance],
+    methods: Sequence[str],
+    found: dict[tuple[str, str], _Found],
+    bounds: dict[str, np.ndarray],
+) -> Detail:
+    def joined(values: Iterable[np.ndarray]) -> np.ndarray:
+        return np.concatenate(list(values))
+
+    masks = {cell: np.asarray(instances.mask) for cell, instances in cells.items()}
+    asked = {c: np.sum(np.where(masks[c], cells[c].demand, 0), axis=0) for c in cells}
+    left = np.maximum(joined(bounds[cell] for cell in cells), 0)
+    return Detail(
+        users=joined(masks[cell].sum(axis=0) for cell in cells),
+        load=joined(
+            asked[c] / np.maximum(np.asarray(cells[c].capacity).sum(axis=0), 1e-9) for c in cells
+        ),
+        gaps={name: joined(found[name, cell].gap for cell in cells) for name in methods},
+        bound_gap=left if np.all(np.isfinite(left)) else None,
+    )
 
 
 def refusals(
@@ -191,26 +204,32 @@ class _Found:
 
     gain: np.ndarray  # U - U_deny, s
     score: np.ndarray
+    feasible: np.ndarray
+    bound: np.ndarray  # of U_best - U_deny, s; inf where none was proven
     seconds: float  # per plan
     gap: np.ndarray = field(default_factory=lambda: np.zeros(0))
 
 
-def _measure(decide: Decider, instances: Instance, warm_up: bool, solver: Solver) -> _Found:
-    if warm_up:
-        jax.block_until_ready(decide(instances))  # compiles
-    start = time.perf_counter()
-    assignment = jax.block_until_ready(decide(instances))
-    seconds = (time.perf_counter() - start) / instances.alpha.shape[-1]
-    gain, score = _gain_and_score(instances, assignment, solver)
-    return _Found(gain=np.asarray(gain), score=np.asarray(score), seconds=seconds)
+def _measured(decision: Decision, instances: Instance, solver: Solver) -> _Found:
+    gain, score, feasible = _values(instances, decision.assignment, solver)
+    count = instances.alpha.shape[-1]
+    return _Found(
+        gain=np.asarray(gain),
+        score=np.asarray(score),
+        feasible=np.asarray(feasible),
+        bound=np.full(count, np.inf) if decision.bound is None else decision.bound,
+        seconds=decision.seconds / count,
+    )
 
 
 @partial(jax.jit, static_argnums=2)
-def _gain_and_score(
+def _values(
     instances: Instance, assignment: Assignment, solver: Solver
-) -> tuple[jax.Array, jax.Array]:
-    gain = gain_of(instances, assignment, solver)
-    return gain, model.score(instances, objective_denied(instances, solver) + gain)
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Gain (U - U_deny, s), score, and whether the plan is feasible."""
+    outcome = evaluate(instances, assignment, solver)
+    score = model.score(instances, objective_denied(instances, solver) + outcome.gain)
+    return outcome.gain, score, outcome.feasible
 
 
 def _summary(method: str, cell: str, parts: list[_Found]) -> Row:
@@ -226,6 +245,7 @@ def _summary(method: str, cell: str, parts: list[_Found]) -> Row:
         gap_p95=float(np.percentile(gaps, 95)),
         gap_max=float(np.max(gaps)),
         score_mean=float(np.mean(np.concatenate([part.score for part in parts]))),
+        feasible=float(np.mean(np.concatenate([part.feasible for part in parts]))),
         seconds_per_plan=float(np.mean([part.seconds for part in parts])),
     )
 
@@ -258,6 +278,5 @@ def validation_set(
     """Fixed instances to watch training by, and their reference gains (U - U_deny, s)."""
     instances = jax.jit(jax.vmap(scenario.sample, out_axes=-1))(jax.random.split(key, count))
     solver = baseline_solver(solver)
-    assign = METHODS[_reference(scenario, solver)[0]].assign
-    assignment = jax.jit(partial(assign, solver=solver))(instances)
-    return instances, _gain_and_score(instances, assignment, solver)[0]
+    name = _reference(scenario, solver)[0]
+    return instances, _values(instances, assigner(name)(instances, solver=solver), solver)[0]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -9,7 +12,7 @@ from jaxtyping import Array, Float, Int
 from offload_jax import model
 from offload_jax.instance import Instance
 from offload_jax.model import Placement
-from offload_jax.segments import one_hot, pick
+from offload_jax.segments import any_row, one_hot, pick
 from offload_jax.splits import SplitProblem, best_reply
 from offload_jax.types import Assignment
 from offload_jax.value import Solver, fits, gain, solve_placed
@@ -56,15 +59,57 @@ def pair_gains(
     return own - instance.demand[:, None] * congestion - radio
 
 
+def move_gains(
+    instance: Instance,
+    placed: Placement,
+    split: Float[Array, "users *batch"],
+    price: Float[Array, "servers *batch"],
+) -> Float[Array, "users batches *batch"]:
+    """`pair_gains` for granted users too: what each gains in each batch over being denied.
+
+    All else unchanged: the gain of moving user i from batch k to l is r_il - r_ik, to first order.
+    What a granted user is compared with is being denied, so its own load, transfer and edge steps
+    count for nothing here. Denied users have what `pair_gains` gives them.
+    """
+    edge_steps = jnp.where(placed.granted, instance.steps - split, 0)
+    # X_kl of the own batch k of every user, for all l: what it costs them, and what they cost.
+    theirs = _pick_rows(placed.batch, instance.interference)
+    caused = _pick_rows(placed.batch, jnp.swapaxes(instance.interference, 0, 1))
+    # Congestion: sum over granted j of (T - n_j) X_{A_j k}, s per image in batch k.
+    weighed = edge_steps[:, None] * theirs
+    congestion = jnp.sum(weighed, axis=0) - weighed
+    airtime = instance.payload / (instance.bandwidth * instance.spectral_efficiency)
+    on_air = jnp.where(placed.granted, airtime, 0)
+    radio = jnp.sum(on_air, axis=0) - on_air
+    own = reply_gains(
+        instance,
+        placed.step_time - caused * instance.demand[:, None],
+        pick(instance.server, price),
+        placed.num_granted - placed.granted,
+    )
+    return own - instance.demand[:, None] * congestion - radio[:, None]
+
+
+def _pick_rows(
+    batch: Int[Array, "users *batch"], table: Float[Array, "batches batches *batch"]
+) -> Float[Array, "users batches *batch"]:
+    """table[batch[i]] of each user, 0 where it is in none."""
+    numbers = range(table.shape[0])
+    return sum(
+        (jnp.where((batch == k)[:, None], table[k], 0) for k in numbers), start=jnp.zeros(())
+    )
+
+
 def reply_gains(
     instance: Instance,
-    step_time: Float[Array, "batches *batch"],
+    step_time: Float[Array, "..."],
     batch_price: Float[Array, "batches *batch"],
-    num_granted: Float[Array, "*batch"],
+    num_granted: Float[Array, "..."],
 ) -> Float[Array, "users batches *batch"]:
     """Each user's own gain (s) from joining each batch with its best split, all else unchanged.
 
-    `step_time` and `num_granted` are those before the user joins; budgets are paid at their price.
+    `step_time`, (batches, *batch), and `num_granted`, (*batch), are those before the user joins;
+    with a first axis of users each meets its own. Budgets are paid at their price.
     """
     rate = instance.demand[:, None] * model.own_slope(instance)  # (users, batches)
     saving = instance.local_step[:, None] - step_time - rate
@@ -126,17 +171,12 @@ def exact_gains(
     placed = model.place(instance, assignment)
     now = gain_of(instance, assignment, solver)
 
-    def with_pair(pair: Int[Array, ""]) -> Float[Array, "*batch"]:
-        chosen = one_hot(pair // batches, users).reshape(users, *(1,) * now.ndim)
-        return gain_of(instance, jnp.where(chosen, pair % batches + 1, assignment), solver)
+    def with_pairs(pairs: Int[Array, "chunk"]) -> Int[Array, "users chunk *batch"]:
+        return moved(assignment, pairs // batches, pairs % batches + 1)
 
-    gains = (
-        jax.lax.map(with_pair, jnp.arange(users * batches)).reshape(users, batches, *now.shape)
-        - now
-    )
-    open_ = (instance.mask & ~placed.granted)[:, None] & fits(
-        instance, placed.load + instance.demand[:, None]
-    )
+    gains = candidate_gains(instance, with_pairs, users * batches, solver)
+    gains = gains.reshape(users, batches, *now.shape) - now
+    open_ = (instance.mask & ~placed.granted)[:, None]
     return jnp.where(open_, gains, -jnp.inf)
 
 
@@ -144,6 +184,62 @@ def gain_of(
     instance: Instance, assignment: Assignment, solver: Solver = "native"
 ) -> Float[Array, "*batch"]:
     """U - U_deny (s) of an assignment with its optimal splits; see `value.gain`."""
+    return _gain_placed(instance, model.place(instance, assignment), solver)
+
+
+def feasible_gain(
+    instance: Instance, assignment: Assignment, solver: Solver = "native"
+) -> Float[Array, "*batch"]:
+    """`gain_of`; minus infinity where a batch is over capacity."""
     placed = model.place(instance, assignment)
+    over = any_row(~fits(instance, placed.load))
+    return jnp.where(over, -jnp.inf, _gain_placed(instance, placed, solver))
+
+
+def _gain_placed(instance: Instance, placed: Placement, solver: Solver) -> Float[Array, "*batch"]:
     solution = solve_placed(instance, placed, solver)
     return gain(instance, placed, solution.split, solver)
+
+
+# Problems that are solved side by side. Of 256 to 32,768 the fastest on 2 CPU cores lie around
+# here: enough to hide what a call costs, few enough to stay in the cache.
+SIDE_BY_SIDE = 2048
+
+
+def candidate_gains(
+    instance: Instance,
+    make: Callable[[Int[Array, "chunk"]], Int[Array, "users chunk *batch"]],
+    count: int,
+    solver: Solver = "native",
+) -> Float[Array, "candidates *batch"]:
+    """`feasible_gain` of the candidates `make(0..count-1)`, a chunk at a time.
+
+    A single instance is as fast per candidate as many are.
+    """
+    shape = jnp.shape(instance.steps)
+    chunk = min(count, max(1, SIDE_BY_SIDE // max(1, math.prod(shape))))
+    rounds = -(-count // chunk)
+    copies = repeated(instance, chunk)
+    indices = jnp.minimum(jnp.arange(rounds * chunk), count - 1).reshape(rounds, chunk)
+    gains = jax.lax.map(lambda index: feasible_gain(copies, make(index), solver), indices)
+    return gains.reshape(rounds * chunk, *shape)[:count]
+
+
+def repeated(instance: Instance, count: int) -> Instance:
+    """The instance (or batch of them) `count` times along a new first batch axis."""
+    axes = jnp.ndim(instance.steps)
+
+    def repeat(x: Array) -> Array:
+        at = x.ndim - axes
+        return jnp.broadcast_to(jnp.expand_dims(x, at), (*x.shape[:at], count, *x.shape[at:]))
+
+    return jax.tree.map(repeat, instance)
+
+
+def moved(
+    assignment: Int[Array, "users *batch"], user: Int[Array, "chunk"], to: Int[Array, "chunk"]
+) -> Int[Array, "users chunk *batch"]:
+    """The assignment with one user at a time moved to a batch (from 1; 0 to deny)."""
+    extra = (1,) * (assignment.ndim - 1)
+    chosen = one_hot(user, assignment.shape[0]).reshape(-1, len(user), *extra)
+    return jnp.where(chosen, to.reshape(-1, *extra), assignment[:, None]).astype(jnp.int32)

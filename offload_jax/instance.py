@@ -96,13 +96,12 @@ def from_record(record: schema.InstanceRecord) -> Instance:
 
 def to_record(instance: Instance, name: str = "instance") -> schema.InstanceRecord:
     """The real users of one (unbatched) instance as a float64 record, its domain checked."""
-    real = np.asarray(instance.mask)
+    instance = users_only(instance)
     values: dict[str, Any] = {}
     for field in fields(Instance):
         if field.name == "mask":
             continue
         value = np.asarray(getattr(instance, field.name))
-        value = value[real] if field.name in _USER_FIELDS else value
         values[field.name] = value.astype(np.int64 if field.name == "server" else np.float64)
     record = schema.InstanceRecord(
         **{**values, "steps": float(values["steps"]), "bandwidth": float(values["bandwidth"])},
@@ -158,6 +157,27 @@ def pad_users(instance: Instance, num_users: int) -> Instance:
         value = getattr(instance, name)
         pad = [(0, extra)] + [(0, 0)] * (value.ndim - 1)
         updates[name] = jnp.pad(value, pad, constant_values=_PADDING.get(name, 0))
+    return replace(instance, **updates)
+
+
+def users_only(instance: Instance) -> Instance:
+    """One concrete instance (no batch axis) without its padded users."""
+    real = np.asarray(instance.mask)
+    kept = {}
+    for name in (*_USER_FIELDS, "mask"):
+        value = getattr(instance, name)
+        few = np.asarray(value)[real]  # JAX's own indexing would compile for each number of users
+        kept[name] = few if isinstance(value, np.ndarray) else jnp.asarray(few)
+    return replace(instance, **kept)
+
+
+def neutral_padding(instance: Instance) -> Instance:
+    """The same instance (or batch of them), padded users filled with harmless numbers."""
+    updates = {}
+    for name in _USER_FIELDS:
+        value = getattr(instance, name)
+        mask = instance.mask if value.ndim == instance.mask.ndim else instance.mask[:, None]
+        updates[name] = jnp.where(mask, value, jnp.asarray(_PADDING.get(name, 0), value.dtype))
     return replace(instance, **updates)
 
 

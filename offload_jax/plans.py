@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
 from functools import partial
 
 import jax
@@ -15,8 +18,43 @@ from offload_jax.instance import Instance
 from offload_jax.schema import Plan
 from offload_jax.splits import round_splits, splits_config
 from offload_jax.types import Assignment, Status
-from offload_jax.value import Outcome, Solver, evaluate, objective, problem_of
+from offload_jax.value import (
+    Outcome,
+    Solver,
+    evaluate,
+    objective,
+    objective_denied,
+    problem_of,
+)
 from offload_jax.whole import mend
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a method decided about some instances (batch last)."""
+
+    assignment: Assignment
+    seconds: float  # for all of them, compiling excluded
+    bound: np.ndarray | None = None  # proven upper bounds of U - U_deny, s; inf where none
+
+
+_warm: set[Hashable] = set()
+
+
+def warm_up(label: Hashable, instances: Instance, call: Callable[[], object]) -> None:
+    """Runs `call` once per label and shape of the instances, so that it is compiled afterwards."""
+    shapes = tuple((x.shape, x.dtype.name) for x in jax.tree.leaves(instances))
+    if (label, shapes) not in _warm:
+        jax.block_until_ready(call())
+        _warm.add((label, shapes))
+
+
+def timed(label: Hashable, instances: Instance, assign: Callable[[], Assignment]) -> Decision:
+    """The assignments with the time they took; `label` names what is compiled."""
+    warm_up(label, instances, assign)
+    start = time.perf_counter()
+    assignment = jax.block_until_ready(assign())
+    return Decision(assignment, time.perf_counter() - start)
 
 
 @struct.dataclass
@@ -44,30 +82,25 @@ def execute(instance: Instance, assignment: Assignment, solver: Solver = "native
 
 def to_plans(
     instances: Instance,
-    assignment: Assignment,
+    decision: Decision,
     method: str,
-    seconds: float,
-    optimal: bool = False,
     solver: Solver = "native",
 ) -> list[Plan]:
     """One plan per instance of a batch (batch last), padded users left out.
 
-    `seconds` is the time all of them took; each plan gets its share. `optimal` says that the method
-    proves its plans, so that the objective is also the bound.
+    Each plan gets its share of the decision's seconds. One that reaches its bound is optimal.
     """
-    rounded = jax.device_get(execute(instances, assignment, solver))
-    mask, granted = np.asarray(instances.mask), np.asarray(assignment)
-    count = mask.shape[-1]
+    rounded = jax.device_get(execute(instances, decision.assignment, solver))
+    denied = np.asarray(objective_denied(instances, solver))
+    mask, granted = np.asarray(instances.mask), np.asarray(decision.assignment)
+    outcome, count = rounded.outcome, mask.shape[-1]
+    bounds = np.full(count, np.inf) if decision.bound is None else decision.bound
     plans = []
     for i in range(count):
-        real, outcome = mask[:, i], rounded.outcome
+        real, gain = mask[:, i], float(outcome.gain[i])
+        optimal = bool(bounds[i] - gain <= PROVEN * max(abs(gain), 1e-9))
         objective = float(outcome.objective[i])
-        solved = bool(outcome.feasible[i])
-        status = "optimal" if solved and optimal else "feasible" if solved else "infeasible"
-        if solved and not rounded.kept[i]:
-            status = "feasible, but not in whole steps"
-        if outcome.status[i] != Status.SOLVED:
-            status = Status(int(outcome.status[i])).name.lower()
+        bound = max(objective, float(denied[i] + bounds[i])) if np.isfinite(bounds[i]) else None
         plans.append(
             Plan(
                 assignment=granted[real, i].astype(np.int64),
@@ -75,13 +108,28 @@ def to_plans(
                 integer_split=rounded.integer_split[real, i].astype(np.int64),
                 objective=objective,
                 integer_objective=float(rounded.integer_objective[i]),
-                bound=objective if optimal else None,
-                status=status,
-                seconds=seconds / count,
+                bound=objective if optimal else bound,
+                status=_status(rounded, i, optimal),
+                seconds=decision.seconds / count,
                 method=method,
             )
         )
     return plans
+
+
+# A bound this near to a plan's gain proves it, as a share of the gain: what rounding leaves.
+PROVEN = 1e-5
+
+
+def _status(rounded: Rounded, i: int, optimal: bool) -> str:
+    """How the plan of one instance came out, in words."""
+    if rounded.outcome.status[i] != Status.SOLVED:
+        return Status(int(rounded.outcome.status[i])).name.lower()
+    if not rounded.outcome.feasible[i]:
+        return "infeasible"
+    if not rounded.kept[i]:
+        return "feasible, but not in whole steps"
+    return "optimal" if optimal else "feasible"
 
 
 def add_batch(instance: Instance) -> Instance:

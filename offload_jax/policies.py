@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,7 +13,7 @@ from jaxtyping import Array, Float
 from offload_jax.env import EnvConfig
 from offload_jax.instance import Instance, stack
 from offload_jax.networks import ActorCritic, NetworkConfig
-from offload_jax.plans import to_plans
+from offload_jax.plans import Decision, timed, to_plans
 from offload_jax.rollout import greedy_action, sample_action, unroll
 from offload_jax.schema import Plan
 from offload_jax.segments import one_hot
@@ -88,9 +87,11 @@ def decide(
     """
     batch = stack(instances)
     key = jax.random.key(0) if key is None else key
-    jax.block_until_ready(best_of(policy, batch, samples, key))  # compiles
-    start = time.perf_counter()
-    assignment, _ = jax.block_until_ready(best_of(policy, batch, samples, key))
     name = "policy" if samples == 1 else f"policy best of {samples}"
-    seconds = time.perf_counter() - start
-    return to_plans(batch, assignment, name, seconds, solver=policy.env.solver)
+    return to_plans(batch, timed_best_of(policy, batch, samples, key), name, policy.env.solver)
+
+
+def timed_best_of(policy: Policy, instances: Instance, samples: int, key: Key) -> Decision:
+    """`best_of` with the time it took."""
+    label = ("policy", policy.network, policy.env, samples)
+    return timed(label, instances, lambda: best_of(policy, instances, samples, key)[0])

@@ -25,13 +25,14 @@ from typing import Any
 import jax
 
 from offload_jax import learner as learning
+from offload_jax.charts import save as save_figure
 from offload_jax.checkpoint import CheckpointError, Checkpoints
 from offload_jax.config import ConfigError, TrainConfig, load_config, to_yaml
 from offload_jax.evaluation import reference_name
+from offload_jax.figures import learning_curve
 from offload_jax.learner import LearnerState
 from offload_jax.loop import Callback, Reporter, Row, loop, stop_requests
 from offload_jax.policies import Policy
-from offload_jax.report import learning_curve
 from offload_jax.tracking import MetricsFile, Mirror, read_rows, replace_text
 from offload_jax.value import check_all_local
 
@@ -94,9 +95,8 @@ def train(
             checkpoints.wait()
         _write_end(folder, about, int(state.step), time.perf_counter() - started)
     rows = read_rows(folder / "metrics.jsonl")
-    learning_curve(
-        rows, folder / "learning_curve.png", reference_name(config.scenario, config.splits)
-    )
+    curve = learning_curve(rows, reference_name(config.scenario, config.splits))
+    save_figure(curve, folder / "learning_curve.png")
     step = int(state.step)
     return RunResult(folder, load_policy(folder), rows, step, step >= config.learner.updates)
 

@@ -90,7 +90,7 @@ def test_info_describes_a_run(trained, capsys) -> None:
     assert "update: 4 of 4" in said
     assert "best gap: " in said
     assert cli.main(["info"]) == 0
-    assert "methods: deny, grant, myopic, greedy, reduced-greedy, top-b" in capsys.readouterr().out
+    assert "methods: deny, grant, myopic, greedy, reduced-greedy, local" in capsys.readouterr().out
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path) -> None:

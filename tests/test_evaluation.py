@@ -11,9 +11,10 @@ import pytest
 from episodes import jit, world
 from scipy import stats
 
-from offload_jax import report
+from offload_jax import charts, figures, report
 from offload_jax.baselines import METHODS, solve
-from offload_jax.evaluation import ALL, HARD, compare, deciders, sample_cells
+from offload_jax.comparison import ALL, HARD
+from offload_jax.evaluation import Known, compare, deciders, sample_cells
 from offload_jax.gains import gain_of
 from offload_jax.instance import toy
 from offload_jax.scenario import PaperScenario
@@ -62,7 +63,8 @@ def test_as_json_and_table(compared) -> None:
     wanted = {"gap_mean", "gap_ci95", "gap_p95", "gap_max", "seconds_per_plan", "score_mean"}
     assert wanted <= set(found["cells"][ALL]["grant"])
     table = report.markdown(comparison).splitlines()
-    assert table[2].startswith("| deny | 100.000 | ±0.000 | 100.00 |")
+    assert table[2].startswith("| deny | 100.000 | ±0.000 | 100.00 | 100.00 | 100 |")
+    assert {len(gaps) for gaps in found["instances"]["gaps"].values()} == {48}
     assert len({line.count("|") for line in table}) == 1
     with pytest.raises(KeyError, match="no row for method 'magic'"):
         comparison.row("magic")
@@ -84,7 +86,8 @@ def test_methods_that_do_not_apply_are_left_out_and_said() -> None:
 def test_known_optima_are_the_reference() -> None:
     instances = world("edge", 4)
     methods = deciders(None, (), jax.random.key(0), ["deny", "grant"])
-    comparison = compare({"edge": instances}, methods, known={"edge": np.full(4, 100.0)})
+    known = Known("optimum in the file", {"edge": np.full(4, 100.0)})
+    comparison = compare({"edge": instances}, methods, known=known)
     assert comparison.reference == "optimum in the file"
     gains = np.asarray(gain_of(instances, METHODS["grant"].assign(instances)))
     row = comparison.row("grant", "edge")
@@ -94,7 +97,8 @@ def test_known_optima_are_the_reference() -> None:
 
 def test_a_picture_of_deny_alone(tmp_path) -> None:
     methods = deciders(None, (), jax.random.key(0), ["deny"])
-    report.gap_figure(compare({"edge": world("edge", 4)}, methods), tmp_path / "gaps.png")
+    comparison = compare({"edge": world("edge", 4)}, methods)
+    charts.save(figures.gap_figure(comparison), tmp_path / "gaps.png")
     assert (tmp_path / "gaps.png").exists()
 
 
@@ -112,11 +116,14 @@ def test_pictures(compared, tmp_path) -> None:
         for s in range(1, 6)
     ]
     instance, _, _ = toy()
-    report.gap_figure(comparison, tmp_path / "gaps.png")
-    report.learning_curve(rows, tmp_path / "curve.png", "optimum")
-    report.learning_curve([{**row, "gap": 0.0} for row in rows], tmp_path / "flat.png", "optimum")
-    report.learning_curve([], tmp_path / "empty.png", "optimum")
-    for method in ("deny", "greedy"):
-        report.plan_figure(instance, solve(instance, method), tmp_path / f"{method}.png")
-    for name in ("gaps", "curve", "flat", "empty", "deny", "greedy"):
+    drawn = {
+        "gaps": figures.gap_figure(comparison),
+        "curve": figures.learning_curve(rows, "optimum"),
+        "flat": figures.learning_curve([{**row, "gap": 0.0} for row in rows], "optimum"),
+        "empty": figures.learning_curve([], "optimum"),
+        "deny": figures.plan_figure(instance, solve(instance, "deny")),
+        "greedy": figures.plan_figure(instance, solve(instance, "greedy")),
+    }
+    for name, figure in drawn.items():
+        charts.save(figure, tmp_path / f"{name}.png")
         assert (tmp_path / f"{name}.png").read_bytes()[:4] == b"\x89PNG", name

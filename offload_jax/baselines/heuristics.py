@@ -6,13 +6,13 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from offload_jax import model
 from offload_jax.env import EnvConfig, reset
-from offload_jax.gains import exact_gains, gain_of, reduced_gains
+from offload_jax.gains import candidate_gains, exact_gains, gain_of, reduced_gains
 from offload_jax.instance import Instance
-from offload_jax.segments import any_row, one_hot
+from offload_jax.segments import one_hot
 from offload_jax.splits import splits_config
 from offload_jax.types import Assignment
 from offload_jax.value import Solver, fits, gain, solve_placed
@@ -52,8 +52,11 @@ def myopic(instance: Instance, solver: Solver = "native") -> Assignment:
     """Each user, in order of arrival, gets what is best now; nobody waits for a better one."""
 
     def one(assignment: Assignment, current: Array) -> Assignment:
-        batches = jnp.arange(instance.num_batches)
-        gains = jax.lax.map(lambda k: _gain_with(instance, assignment, current, k, solver), batches)
+        def granted(batch: Array) -> Assignment:
+            to = (batch + 1).reshape(-1, *(1,) * (assignment.ndim - 1))
+            return jnp.where(current[:, None], to, assignment[:, None])
+
+        gains = candidate_gains(instance, granted, instance.num_batches, solver)
         better = jnp.max(gains, axis=0) > gain_of(instance, assignment, solver)
         return jnp.where(current & better, jnp.argmax(gains, axis=0) + 1, assignment)
 
@@ -92,11 +95,14 @@ def reduced_greedy(instance: Instance, solver: Solver = "native") -> Assignment:
         worth, pairs = jax.lax.top_k(reduced, checked)
         worth, pairs = jnp.moveaxis(worth, -1, 0), jnp.moveaxis(pairs, -1, 0)
 
-        def exact(pair: Array) -> Array:
-            chosen = one_hot(pair // batches, users)
-            return _gain_with(instance, assignment, chosen, pair % batches, solver)
+        def granted(number: Array) -> Assignment:
+            pair = pairs[number]
+            return jnp.where(
+                one_hot(pair // batches, users), pair % batches + 1, assignment[:, None]
+            )
 
-        gains = jax.lax.map(exact, pairs) - gain(instance, placed, solution.split, solver)
+        gains = candidate_gains(instance, granted, checked, solver)
+        gains = gains - gain(instance, placed, solution.split, solver)
         gains = jnp.where(jnp.isfinite(worth), gains, -jnp.inf)
         best = one_hot(jnp.argmax(gains, axis=0), checked)
         pair = jnp.sum(jnp.where(best, pairs, 0), axis=0)
@@ -105,16 +111,6 @@ def reduced_greedy(instance: Instance, solver: Solver = "native") -> Assignment:
         return jnp.where(chosen, pair % batches + 1, assignment), gains_any
 
     return _while_any_gains(instance, one)
-
-
-def _gain_with(
-    instance: Instance, assignment: Assignment, current: Array, batch: Array, solver: Solver
-) -> Float[Array, "*batch"]:
-    """U - U_deny with the current user moved to a batch (from 0); minus infinity without room."""
-    changed = jnp.where(current, batch + 1, assignment)
-    load = model.batch_load(changed, instance.demand, instance.num_batches)
-    over = any_row(~fits(instance, load))
-    return jnp.where(over, -jnp.inf, gain_of(instance, changed, solver))
 
 
 def _in_arrival_order(

@@ -2,40 +2,36 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
-import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
-import numpy as np
 import tyro
 from rich.console import Console
-from rich.markdown import Markdown
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from offload_jax import report, runs, schema
-from offload_jax.baselines import METHODS
+from offload_jax import runs, schema
+from offload_jax.baselines import METHODS, QUICK
 from offload_jax.certificate import Certificate, certify, merged
+from offload_jax.commands import results, sources
+from offload_jax.commands.sources import Source
+from offload_jax.comparison import ALL, Comparison
 from offload_jax.config import ConfigError, TrainConfig, load_config, nearest
 from offload_jax.evaluation import (
-    ALL,
-    HARD,
-    Comparison,
     Decider,
     baseline_solver,
     compare,
     deciders,
     refusals,
-    sample_cells,
+    with_bounds,
 )
-from offload_jax.instance import Instance, from_record, stack
-from offload_jax.plans import to_plans
+from offload_jax.instance import Instance
+from offload_jax.plans import Decision
 from offload_jax.policies import Policy
-from offload_jax.schema import InstanceRecord, Plan
 from offload_jax.splits import SplitsConfig
 from offload_jax.value import Solver, check_all_local
 
@@ -60,8 +56,21 @@ class Arguments:
     """Fresh instances of every cell (20 cells of paper: 4,100 in all)."""
     samples: tuple[int, ...] = (1, 64)
     """Decodings of the policy: 1 is greedy, more is best of that many samples."""
-    methods: tuple[str, ...] = tuple(METHODS)
-    """Baselines to compare with."""
+    methods: tuple[str, ...] = QUICK
+    """Baselines to compare with. There are also: annealing, tabu, genetic, genetic-tuned,
+    enumeration and scip."""
+    testset: str | None = None
+    """Evaluate on a frozen test set (edge or edge_large), against the best plans known for it."""
+    budget_s: float | None = None
+    """Seconds for each instance that searches and scip get. Default: searches end by themselves,
+    scip has 60 s."""
+    bounds: bool = False
+    """Also compute upper bounds, valid for every plan (test sets come with theirs)."""
+    anytime: float = 0.0
+    """Seconds for each instance that searches get, once more, for the picture of gap against time
+    (0: no picture)."""
+    scaling: tuple[int, ...] = ()
+    """Numbers of users to measure the time per plan at, for the picture of time against users."""
     splits: SplitsOption = field(default_factory=lambda: SplitsOption())
     certify: bool = False
     """Also solve a sample of the plans again, by cvxpylayers, and report how far they are apart."""
@@ -83,39 +92,74 @@ def run(words: list[str], prog: str) -> int:
     """Evaluates as the words say and writes what comes out."""
     parsed = tyro.cli(Arguments, args=words, prog=prog)
     _check(parsed)
-    records = _read(parsed.instances) if parsed.instances else []
     folder = None if parsed.no_policy else parsed.run or runs.newest_run()
     config = runs.read_config(folder) if folder else load_config(parsed.config or "paper")
-    splits = _splits(config, parsed)
+    splits, key = _splits(config, parsed), jax.random.key(parsed.seed)
+    source = _source(parsed, config, splits)
     policy = runs.load_policy(folder) if folder else None
     if policy:
         policy = replace(policy, env=replace(policy.env, solver=splits))
-    solver = baseline_solver(splits)
-    name = f"eval-{parsed.instances.stem}" if parsed.instances else "eval"
-    out = _out_folder(parsed.out or (folder or Path()) / name)
+    out = _out_folder(parsed.out or (folder or Path()) / _name(parsed))
     if policy:
         print(f"policy: {policy.source}", flush=True)
-    key = jax.random.key(parsed.seed)
-    methods = deciders(policy, parsed.samples, key, parsed.methods, solver)
-    groups = _groups(parsed.instances, records) if parsed.instances else {}
-    if parsed.instances:
-        cells = {name: _stacked(records, chosen) for name, chosen in groups.items()}
-    else:
-        cells = sample_cells(config.scenario, parsed.per_cell, key)
-    for instances in cells.values():
+    solver = baseline_solver(splits)
+    methods = deciders(policy, parsed.samples, key, parsed.methods, solver, parsed.budget_s)
+    for instances in source.cells.values():
         _check_rules(instances, splits)
-    hard = [] if parsed.instances else config.scenario.hard_cells()
-    # Optima in a file are those of the plain problem.
-    known = None if splits.rules or not parsed.instances else _known(records, groups)
-    comparison = _compare(cells, methods, hard, known, solver)
+    decided: dict[tuple[str, str], Decision] = {}
+    comparison = _compare(source, methods, solver, decided)
+    source.keep_better(decided)
+    if parsed.bounds:
+        comparison = with_bounds(comparison, source.cells, decided, solver)
     name = _strongest(comparison, policy)
-    certificates = _certified(cells, methods[name], splits, parsed) if parsed.certify else []
-    _write_comparison(comparison, out, policy, parsed, splits, certificates)
+    more = results.More(config.scenario, parsed.anytime, parsed.scaling, key)
+    study = results.studied(comparison, source, methods, decided, name, splits, more)
+    certificates = _certified(
+        source.cells, decided, name, splits, parsed.certified * parsed.certify
+    )
+    about = {"source": _about(parsed, policy, splits), **runs.provenance()}
+    written = results.write(study, out, about, certificates)
     for certificate in certificates:
         print(f"certified, {name}: {certificate}")
-    if parsed.instances:
-        _write_plans(records, groups, name, methods[name], out, splits)
+    if source.groups:
+        schema.write_plans(out / "plans.json", results.plans_of(source, name, decided, splits))
+        written += [f"plans.json ({name})"]
+    print(f"written: {out}/{', '.join(written)}")
     return 0
+
+
+def _source(parsed: Arguments, config: TrainConfig, splits: SplitsConfig) -> Source:
+    """Where the instances come from."""
+    if parsed.testset is not None:
+        if splits.rules:
+            raise ConfigError(
+                "testset is given, but the run has splits.constraints or splits.terms; must have "
+                "none: the best plans known are those of the plain problem"
+            )
+        return sources.of_testset(parsed.testset)
+    if parsed.instances is not None:
+        # Optima in a file are those of the plain problem.
+        return sources.of_file(parsed.instances, with_optima=not splits.rules)
+    return sources.fresh(config.scenario, parsed.per_cell, jax.random.key(parsed.seed))
+
+
+def _name(parsed: Arguments) -> str:
+    """Of the folder that the results go to."""
+    of = parsed.instances.stem if parsed.instances else parsed.testset
+    return f"eval-{of}" if of else "eval"
+
+
+def _about(parsed: Arguments, policy: Policy | None, splits: SplitsConfig) -> dict[str, Any]:
+    """What the numbers are of."""
+    return {
+        "policy": policy.source if policy else None,
+        "instances": str(parsed.instances) if parsed.instances else None,
+        "testset": parsed.testset,
+        "per_cell": parsed.per_cell,
+        "budget_s": parsed.budget_s,
+        "seed": parsed.seed,
+        "splits": asdict(splits),
+    }
 
 
 def _splits(config: TrainConfig, parsed: Arguments) -> SplitsConfig:
@@ -138,15 +182,18 @@ def _check_rules(instances: Instance, splits: SplitsConfig) -> None:
 
 
 def _certified(
-    cells: dict[str, Instance], decide: Decider, splits: SplitsConfig, parsed: Arguments
+    cells: dict[str, Instance],
+    decided: dict[tuple[str, str], Decision],
+    name: str,
+    splits: SplitsConfig,
+    count: int,
 ) -> list[Certificate]:
-    """Certificates of one method's plans, the same number from every cell."""
-    each = math.ceil(parsed.certified / len(cells))
+    """Certificates of `count` plans of one method, the same number from every cell."""
+    each = math.ceil(count / len(cells))
     found: dict[str, list[Certificate]] = {}
-    for instances in cells.values():
-        plans = decide(instances)[..., :each]
+    for cell, instances in cells.items() if each else ():
         few = jax.tree.map(lambda x: x[..., :each], instances)
-        for certificate in certify(few, plans, splits):
+        for certificate in certify(few, decided[name, cell].assignment[..., :each], splits):
             found.setdefault(certificate.solver, []).append(certificate)
     return [merged(parts) for parts in found.values()]
 
@@ -173,13 +220,14 @@ def _check(parsed: Arguments) -> None:
             f"config is {parsed.config!r}; must be left out, but with no-policy and no instances: "
             "a run has a scenario of its own"
         )
-
-
-def _read(path: Path) -> list[InstanceRecord]:
-    records = schema.read_instances(path)
-    if not records:
-        raise ConfigError(f"instances is {str(path)!r}, which holds none; must hold at least one")
-    return records
+    if parsed.testset is not None and parsed.instances is not None:
+        raise ConfigError("testset and instances are both given; must be one of them")
+    if parsed.budget_s is not None and not parsed.budget_s > 0:
+        raise ConfigError(f"budget-s is {parsed.budget_s}; must be above 0 (s)")
+    if not parsed.anytime >= 0:
+        raise ConfigError(f"anytime is {parsed.anytime}; must be at least 0 (s)")
+    if parsed.scaling and min(parsed.scaling) < 1:
+        raise ConfigError(f"scaling is {parsed.scaling}; must be numbers of users >= 1")
 
 
 def _out_folder(out: Path) -> Path:
@@ -194,32 +242,6 @@ def _out_folder(out: Path) -> Path:
     raise ConfigError(f"out is {str(out)!r}; must be a folder that can be written ({reason})")
 
 
-def _groups(path: Path, records: Sequence[InstanceRecord]) -> dict[str, list[int]]:
-    """Positions in the file by cell: only instances of the same M and G can be stacked."""
-    stem = path.name if path.stem in (ALL, HARD) else path.stem  # those name groups of cells
-    shapes = [(len(record.intercept), len(record.budget)) for record in records]
-    groups: dict[str, list[int]] = {}
-    for i, (m, g) in enumerate(shapes):
-        name = stem if len(set(shapes)) == 1 else f"{stem} M{m} G{g}"
-        groups.setdefault(name, []).append(i)
-    return groups
-
-
-def _stacked(records: Sequence[InstanceRecord], chosen: Sequence[int]) -> Instance:
-    return stack([from_record(records[i]) for i in chosen])
-
-
-def _known(
-    records: Sequence[InstanceRecord], groups: dict[str, list[int]]
-) -> dict[str, np.ndarray] | None:
-    """Gains (U - U_deny, s) of the optima in the file, by cell, where every instance has one."""
-    found = [r.optimum for r in records]
-    gains = np.array([o.objective - o.deny_all for o in found if o is not None])
-    if len(gains) < len(records):
-        return None
-    return {name: gains[chosen] for name, chosen in groups.items()}
-
-
 def _strongest(comparison: Comparison, policy: Policy | None) -> str:
     """The method with the smallest gap, among the policy's decodings where there is a policy."""
     cells = comparison.cells()
@@ -229,80 +251,26 @@ def _strongest(comparison: Comparison, policy: Policy | None) -> str:
 
 
 def _compare(
-    cells: dict[str, Instance],
+    source: Source,
     methods: dict[str, Decider],
-    hard: Sequence[str],
-    known: dict[str, np.ndarray] | None,
     solver: Solver,
+    decided: dict[tuple[str, str], Decision],
 ) -> Comparison:
-    reasons = refusals(cells, methods, solver)
+    reasons = refusals(source.cells, methods, solver)
     if len(reasons) == len(methods):
         why = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
         raise ConfigError(f"methods has none that applies ({why}); must have at least one")
+    run = partial(
+        compare, source.cells, methods, source.hard, known=source.known, solver=solver, keep=decided
+    )
     console = Console(stderr=True)
     if not console.is_terminal:
-        return compare(cells, methods, hard, known=known, solver=solver)
+        return run()
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("evaluating", total=len(cells) * len(methods))
+        task = bar.add_task("evaluating", total=len(source.cells) * len(methods))
 
         def show(cell: str, method: str) -> None:
             bar.update(task, advance=1, description=f"{cell}: {method}")
 
-        return compare(cells, methods, hard, show, known, solver)
-
-
-def _write_comparison(
-    comparison: Comparison,
-    out: Path,
-    policy: Policy | None,
-    parsed: Arguments,
-    splits: SplitsConfig,
-    certificates: Sequence[Certificate],
-) -> None:
-    source = {
-        "policy": policy.source if policy else None,
-        "instances": str(parsed.instances) if parsed.instances else None,
-        "per_cell": parsed.per_cell,
-        "seed": parsed.seed,
-        "splits": asdict(splits),
-    }
-    result = {"source": source, **runs.provenance(), **comparison.to_json()}
-    if certificates:
-        result["certificates"] = [asdict(certificate) for certificate in certificates]
-    (out / "eval.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
-    cells = comparison.cells()
-    count = comparison.row(comparison.methods()[0], ALL if ALL in cells else cells[0]).instances
-    title = f"{count:,} instances; gap to the {comparison.reference}"
-    table = report.markdown(comparison)
-    (out / "table.md").write_text(f"{title}\n\n{table}\n", encoding="utf-8")
-    report.gap_figure(comparison, out / "gaps.png")
-    print(title)
-    console = Console()
-    console.print(Markdown(table)) if console.is_terminal else print(table)
-    for name, reason in comparison.left_out.items():
-        print(f"left out: {name} ({reason})")
-    print(f"written: {out}/eval.json, table.md, gaps.png")
-
-
-def _write_plans(
-    records: Sequence[InstanceRecord],
-    groups: dict[str, list[int]],
-    name: str,
-    decide: Decider,
-    out: Path,
-    splits: SplitsConfig,
-) -> None:
-    """One method's plans in the order of the file, and a picture of the first."""
-    plans: dict[int, Plan] = {}
-    optimal = name in METHODS and METHODS[name].optimal
-    for chosen in groups.values():
-        instances = _stacked(records, chosen)
-        start = time.perf_counter()  # compiled by the comparison
-        assignment = jax.block_until_ready(decide(instances))
-        seconds = time.perf_counter() - start
-        found = to_plans(instances, assignment, name, seconds, optimal, splits)
-        plans.update(zip(chosen, found, strict=True))
-    schema.write_plans(out / "plans.json", [plans[i] for i in range(len(records))])
-    report.plan_figure(from_record(records[0]), plans[0], out / "plan.png")
-    print(f"written: {out}/plans.json ({name}), plan.png")
+        return run(progress=show)

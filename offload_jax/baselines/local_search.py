@@ -1,0 +1,89 @@
+"""Local search: the best of all moves and exchanges, again and again, until none improves."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int
+
+from offload_jax.baselines.heuristics import reduced_greedy
+from offload_jax.baselines.moves import Moves
+from offload_jax.baselines.search import Found, Search, found_at, shaken, start_from
+from offload_jax.instance import Instance
+from offload_jax.types import Key
+from offload_jax.value import Solver
+
+# Share of the users that a restart moves at random.
+SHAKEN = 0.3
+
+
+@struct.dataclass
+class _Walk:
+    assignment: Int[Array, "users *batch"]
+    gain: Float[Array, "*batch"]
+
+
+def local_search(shake: float = SHAKEN, first_shake: float = 0.0) -> Search:
+    """From reduced-greedy's plan downhill; then from the best plan, shaken, for ever.
+
+    It is done when every instance has reached a plan that no move and no exchange improves. A round
+    takes steps to the best of the neighbours that promise most, until none of those improves; then
+    it looks at all N (M + 1) + N (N - 1) / 2 of them. `first_shake` shakes the first plan too: 1
+    starts anywhere.
+    """
+
+    def start(instance: Instance, key: Key, solver: Solver) -> Found:
+        plan = reduced_greedy(instance, solver)
+        if first_shake:
+            plan, key = shaken(instance, plan, key, first_shake)
+        plan, gain = start_from(instance, plan, solver)
+        return found_at(plan, gain, key, _Walk(plan, gain))
+
+    def advance(instance: Instance, found: Found, solver: Solver) -> Found:
+        moves = Moves(instance.num_users, instance.num_batches)
+        walk = _downhill(instance, moves, found.memory, solver)
+        walk, better = _step(instance, moves, walk, moves.all(walk.assignment), solver)
+        found = found.offered(walk.assignment, walk.gain)
+        # At a local optimum the next descent starts.
+        again, key = shaken(instance, found.best, found.key, shake)
+        plan, gain = start_from(instance, jnp.where(better, walk.assignment, again), solver)
+        return replace(found, key=key, done=found.done | ~better, memory=_Walk(plan, gain))
+
+    return Search(start, advance)
+
+
+def _downhill(instance: Instance, moves: Moves, walk: _Walk, solver: Solver) -> _Walk:
+    """Steps to the best of the most promising neighbours, until no instance improves."""
+
+    def step(carry: tuple[_Walk, Array]) -> tuple[_Walk, Array]:
+        walk, _ = carry
+        promising = moves.promising(instance, walk.assignment, solver)
+        walk, better = _step(instance, moves, walk, promising, solver)
+        return walk, jnp.any(better)
+
+    return jax.lax.while_loop(lambda carry: carry[1], step, (walk, jnp.bool_(True)))[0]
+
+
+def _step(
+    instance: Instance,
+    moves: Moves,
+    walk: _Walk,
+    numbers: Int[Array, "candidates *#batch"],
+    solver: Solver,
+) -> tuple[_Walk, Bool[Array, "*batch"]]:
+    """To the best of these neighbours, where it is better than where one stands."""
+    gains = moves.gains(instance, walk.assignment, numbers, solver)
+    gain, best = jnp.max(gains, axis=0), jnp.argmax(gains, axis=0)
+    better = gain > walk.gain + rounding(walk.gain)
+    numbers = jnp.broadcast_to(numbers, gains.shape)
+    plan = moves.take(walk.assignment, jnp.take_along_axis(numbers, best[None], axis=0)[0])
+    plan = jnp.where(better, plan, walk.assignment)
+    return _Walk(plan, jnp.where(better, gain, walk.gain)), better
+
+
+def rounding(gain: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
+    """Differences of gains that may be rounding: a step that small could be taken for ever."""
+    return 16 * jnp.finfo(gain.dtype).eps * jnp.maximum(jnp.abs(gain), 1)

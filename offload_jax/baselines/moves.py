@@ -1,0 +1,142 @@
+"""The neighbours of an assignment: a user moved, granted or denied, or two users exchanged."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from offload_jax import model
+from offload_jax.gains import candidate_gains, move_gains
+from offload_jax.instance import Instance
+from offload_jax.segments import one_hot, pick_column
+from offload_jax.value import Solver, solve_placed
+
+# Neighbours of each kind that are solved exactly at a step. With 32 (16) a descent of edge (N = 24)
+# ends in the same local optimum as with all 444 for 95 (93) % of the instances.
+PROMISING = 32
+
+
+@dataclass(frozen=True)
+class Moves:
+    """N (M + 1) moves, numbered first, then N (N - 1) / 2 exchanges."""
+
+    users: int
+    batches: int
+
+    @property
+    def singles(self) -> int:
+        """Number of the moves."""
+        return self.users * (self.batches + 1)
+
+    @cached_property
+    def pairs(self) -> tuple[np.ndarray, np.ndarray]:
+        """The two users of every exchange."""
+        return np.triu_indices(self.users, 1)
+
+    @property
+    def count(self) -> int:
+        return self.singles + len(self.pairs[0])
+
+    def apply(
+        self, assignment: Int[Array, "users *batch"], number: Int[Array, "chunk *#batch"]
+    ) -> Int[Array, "users chunk *batch"]:
+        """The neighbours of these numbers."""
+        first, second = (jnp.array(np.append(users, 0), jnp.int32) for users in self.pairs)
+        exchange = number >= self.singles
+        pair = jnp.where(exchange, number - self.singles, len(self.pairs[0]))
+        user = jnp.where(exchange, first[pair], number // (self.batches + 1))
+        other = jnp.where(exchange, second[pair], -1)
+        here, there = one_hot(user, self.users), one_hot(other, self.users)
+        now = assignment[:, None]
+        mine = jnp.sum(jnp.where(here, now, 0), axis=0)
+        others = jnp.sum(jnp.where(there, now, 0), axis=0)
+        to = jnp.where(exchange, others, number % (self.batches + 1))
+        return jnp.where(here, to, jnp.where(there, mine, now)).astype(jnp.int32)
+
+    def take(
+        self, assignment: Int[Array, "users *batch"], number: Int[Array, "*batch"]
+    ) -> Int[Array, "users *batch"]:
+        """One neighbour of each instance."""
+        return self.apply(assignment, number[None])[:, 0]
+
+    def all(self, assignment: Int[Array, "users *batch"]) -> Int[Array, "moves *#batch"]:
+        """The numbers of all neighbours."""
+        return jnp.arange(self.count).reshape(-1, *(1,) * (assignment.ndim - 1))
+
+    def gains(
+        self,
+        instance: Instance,
+        assignment: Int[Array, "users *batch"],
+        numbers: Int[Array, "candidates *#batch"],
+        solver: Solver,
+    ) -> Float[Array, "candidates *batch"]:
+        """Exact gains (U - U_deny, s) of the neighbours of these numbers.
+
+        Minus infinity where a batch overflows or nothing changes, as by moving a padded user.
+        """
+
+        def neighbours(index: Int[Array, "chunk"]) -> Int[Array, "users chunk *batch"]:
+            after = self.apply(assignment, numbers[index])
+            return jnp.where(instance.mask[:, None], after, 0)
+
+        # Those that change nothing are no neighbours: a search must not think it has moved.
+        shape = (numbers.shape[0], *assignment.shape[1:])
+        changes = jnp.broadcast_to(self.changes(instance, assignment), (self.count, *shape[1:]))
+        changes = jnp.take_along_axis(changes, jnp.broadcast_to(numbers, shape), axis=0)
+        gains = candidate_gains(instance, neighbours, numbers.shape[0], solver)
+        return jnp.where(changes, gains, -jnp.inf)
+
+    def changes(
+        self, instance: Instance, assignment: Int[Array, "users *batch"]
+    ) -> Bool[Array, "moves *batch"]:
+        """Which of all neighbours concern real users and are others than the assignment."""
+        numbers = jnp.arange(self.batches + 1).reshape(1, -1, *(1,) * (assignment.ndim - 1))
+        single = (assignment[:, None] != numbers) & instance.mask[:, None]
+        i, j = self.pairs
+        both = instance.mask[i] & instance.mask[j] & (assignment[i] != assignment[j])
+        return jnp.concatenate([single.reshape(-1, *assignment.shape[1:]), both])
+
+    def promising(
+        self, instance: Instance, assignment: Int[Array, "users *batch"], solver: Solver
+    ) -> Int[Array, "candidates *batch"]:
+        """Numbers of the neighbours that gain most to first order: PROMISING of each kind.
+
+        Capacities are kept; the prices are those of the assignment's own splits.
+        """
+        worth, room = self._outlook(instance, assignment, solver)
+        stay, demand = pick_column(assignment, worth), instance.demand
+        single = jnp.where(demand[:, None] <= room, worth - stay[:, None], -jnp.inf)
+        # What user i would have where user j is, and the room there is when j has left.
+        here = [assignment[None] == a for a in range(self.batches + 1)]
+        at = sum(jnp.where(on, worth[:, a][:, None], 0) for a, on in enumerate(here))
+        left = sum(jnp.where(on, room[0, a], 0) for a, on in enumerate(here)) + demand[None]
+        change = jnp.where(demand[:, None] <= left, at - stay[:, None], -jnp.inf)
+        i, j = self.pairs
+        changes = self.changes(instance, assignment)
+        single = jnp.where(
+            changes[: self.singles], single.reshape(self.singles, *stay.shape[1:]), -jnp.inf
+        )
+        both = jnp.where(changes[self.singles :], change[i, j] + change[j, i], -jnp.inf)
+        return jnp.concatenate([_largest(single), self.singles + _largest(both)])
+
+    def _outlook(
+        self, instance: Instance, assignment: Int[Array, "users *batch"], solver: Solver
+    ) -> tuple[Float[Array, "users choices *batch"], Float[Array, "1 choices *batch"]]:
+        """What each user has in each batch to first order, denied (0) first; the room there is."""
+        placed = model.place(instance, assignment)
+        solution = solve_placed(instance, placed, solver)
+        worth = move_gains(instance, placed, solution.split, solution.price)
+        worth = jnp.concatenate([jnp.zeros_like(worth[:, :1]), worth], axis=1)
+        room = instance.capacity - placed.load + 1e-5 * jnp.maximum(instance.capacity, 1)
+        anywhere = jnp.full_like(room[:1], jnp.finfo(room.dtype).max / 4)
+        return worth, jnp.concatenate([anywhere, room])[None]
+
+
+def _largest(gains: Float[Array, "moves *batch"]) -> Int[Array, "candidates *batch"]:
+    count = min(PROMISING, gains.shape[0])
+    return jnp.moveaxis(jax.lax.top_k(jnp.moveaxis(gains, 0, -1), count)[1], -1, 0)

@@ -1,0 +1,128 @@
+"""What `eval` leaves behind: numbers, a table, pictures, a page, and plans."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.markdown import Markdown
+
+from offload_jax import charts, figures, report, study
+from offload_jax.certificate import Certificate
+from offload_jax.commands.sources import Source
+from offload_jax.comparison import Comparison
+from offload_jax.evaluation import Decider, baseline_solver
+from offload_jax.gains import gain_of
+from offload_jax.instance import users_only
+from offload_jax.plans import Decision, to_plans
+from offload_jax.scenario import Scenario
+from offload_jax.schema import Plan
+from offload_jax.splits import SplitsConfig
+from offload_jax.types import Key
+
+
+@dataclass(frozen=True)
+class More:
+    """What is measured beside the comparison."""
+
+    scenario: Scenario  # of the time against users
+    anytime_s: float  # for each instance; 0: not measured
+    sizes: tuple[int, ...]  # numbers of users; none: not measured
+    key: Key
+
+
+def studied(
+    comparison: Comparison,
+    source: Source,
+    methods: Mapping[str, Decider],
+    decided: Mapping[tuple[str, str], Decision],
+    strongest: str,
+    splits: SplitsConfig,
+    more: More,
+) -> report.Study:
+    """The comparison with all that a page shows; `strongest` decided the plan that is drawn.
+
+    Both the search's traces and the plan are of the last cell: the one with most users.
+    """
+    solver = baseline_solver(splits)
+    cell, instances = list(source.cells.items())[-1]
+    traces = {}
+    if more.anytime_s:
+        plans = [decision.assignment for (_, of), decision in decided.items() if of == cell]
+        gains = [np.asarray(gain_of(instances, plan, solver)) for plan in plans]
+        gains += [source.known.gains[cell]] if source.known else []
+        best = np.max(gains, axis=0)
+        names = list(methods)
+        traces = study.anytime(instances, names, more.anytime_s, more.key, best, solver, _say)
+    largest = int(np.argmax(np.sum(np.asarray(instances.mask), axis=0)))
+    chosen = jax.tree.map(lambda x: x[..., largest : largest + 1], instances)
+    decision = Decision(decided[strongest, cell].assignment[..., largest : largest + 1], 0.0)
+    plan = to_plans(chosen, decision, strongest, splits)[0]
+    return report.Study(
+        title=f"offload-jax: {source.name}",
+        subtitle=f"{len(comparison.detail.users):,} instances",
+        comparison=comparison,
+        traces=traces,
+        scaling=study.scaling(more.scenario, methods, more.sizes, more.key, _say),
+        plan=(users_only(jax.tree.map(lambda x: x[..., 0], chosen)), plan),
+    )
+
+
+def _say(what: str) -> None:
+    print(f"measuring: {what}", file=sys.stderr, flush=True)
+
+
+def write(
+    found: report.Study,
+    out: Path,
+    about: Mapping[str, Any],
+    certificates: Sequence[Certificate],
+) -> list[str]:
+    """Writes everything into the folder and prints the table; the names of the files."""
+    comparison = found.comparison
+    document: dict[str, Any] = {**about, **comparison.to_json()}
+    if certificates:
+        document["certificates"] = [asdict(certificate) for certificate in certificates]
+    if found.traces:
+        document["anytime"] = {
+            name: {"seconds": seconds.tolist(), "gap_mean": gaps.tolist()}
+            for name, (seconds, gaps) in found.traces.items()
+        }
+    if found.scaling:
+        keys = ("method", "users", "seconds_per_plan")
+        document["scaling"] = [dict(zip(keys, row, strict=True)) for row in found.scaling]
+    (out / "eval.json").write_text(json.dumps(document, indent=1), encoding="utf-8")
+    title = f"{found.subtitle}; gap to the {comparison.reference}"
+    table = report.markdown(comparison)
+    (out / "table.md").write_text(f"{title}\n\n{table}\n", encoding="utf-8")
+    (out / "report.html").write_text(report.html(found), encoding="utf-8")
+    charts.save(figures.gap_figure(comparison), out / "gaps.png")
+    if found.plan is not None:
+        charts.save(figures.plan_figure(*found.plan), out / "plan.png")
+    print(title)
+    console = Console()
+    console.print(Markdown(table)) if console.is_terminal else print(table)
+    for name, reason in comparison.left_out.items():
+        print(f"left out: {name} ({reason})")
+    return ["report.html", "eval.json", "table.md", "gaps.png", "plan.png"]
+
+
+def plans_of(
+    source: Source,
+    name: str,
+    decided: Mapping[tuple[str, str], Decision],
+    splits: SplitsConfig,
+) -> list[Plan]:
+    """One method's plans in the order of the file."""
+    plans: dict[int, Plan] = {}
+    for cell, chosen in (source.groups or {}).items():
+        found = to_plans(source.cells[cell], decided[name, cell], name, splits)
+        plans.update(zip(chosen, found, strict=True))
+    return [plans[i] for i in range(len(source.records))]

@@ -1,0 +1,143 @@
+"""`testset`: builds a frozen test set, or looks for better plans for it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+from offload_jax import runs, testsets
+from offload_jax.baselines import apply_method
+from offload_jax.baselines.bound import BoundConfig, upper_bound
+from offload_jax.baselines.enumeration import enumerate_all, refuse_enumeration
+from offload_jax.baselines.local_search import local_search
+from offload_jax.baselines.search import run as run_search
+from offload_jax.config import ConfigError
+from offload_jax.gains import gain_of
+from offload_jax.instance import Instance
+from offload_jax.policies import best_of
+from offload_jax.scenario import PRESETS
+from offload_jax.testsets import SHIPPED, TestSet
+from offload_jax.types import Assignment
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Build a frozen test set, or look for better plans for one that is there."""
+
+    name: tyro.conf.Positional[str]
+    """Which set: edge or edge_large."""
+    restarts: int = 32
+    """Local searches from random plans, each until no move or exchange improves any instance."""
+    repeats: int = 4
+    """Runs of each other search: iterated local search, annealing, tabu, genetic-tuned."""
+    seconds: float = 0.5
+    """Time of an iterated local search, for each instance."""
+    policies: tuple[Path, ...] = ()
+    """Run directories of policies that try too (best of 64)."""
+    enumerated: bool = True
+    """Try all assignments of the instances small enough for it."""
+    bound_rounds: int = 1200
+    """Rounds of the search for upper bounds; 0 for none."""
+    seed: int = 0
+    """Of all searches; another one finds other plans."""
+    folder: Path = testsets.FOLDER
+    """Where the set is, or is to be."""
+
+
+def run(words: list[str], prog: str) -> int:
+    """Builds or improves the set; whatever was found is kept when it is interrupted."""
+    parsed = tyro.cli(Arguments, args=words, prog=prog)
+    _check(parsed)
+    try:
+        known = testsets.load(parsed.name, parsed.folder)
+    except testsets.TestSetError:
+        if (parsed.folder / f"{parsed.name}.npz").exists():
+            raise
+        preset, count = SHIPPED[parsed.name]
+        known = testsets.create(PRESETS[preset], parsed.name, count)
+    instances = known.on_device()
+    found: list[np.ndarray] = []
+    for method, assignment in _plans(parsed, instances):
+        known, better = testsets.improved(known, {method: assignment})
+        found.append(testsets.values_of(known, assignment))
+        testsets.save(known, parsed.folder)
+        print(f"{method}: {better} of {len(known.best)} improved", flush=True)
+    known = testsets.searched(known, found)
+    if parsed.enumerated:
+        known = _enumerated(known, instances)
+    if parsed.bound_rounds:
+        config = BoundConfig(rounds=parsed.bound_rounds)
+        bounds = upper_bound(instances, jnp.asarray(known.assignments()), config=config)
+        known = testsets.bounded(known, bounds, "upper bound")
+    testsets.save(known, parsed.folder)
+    print(_summary(known))
+    return 0
+
+
+def _check(parsed: Arguments) -> None:
+    if parsed.name not in SHIPPED:
+        raise ConfigError(f"name is {parsed.name!r}; must be one of {', '.join(SHIPPED)}")
+    for field in ("restarts", "repeats", "bound_rounds"):
+        if getattr(parsed, field) < 0:
+            raise ConfigError(f"{field} is {getattr(parsed, field)}; must be at least 0")
+    if not parsed.seconds > 0:
+        raise ConfigError(f"seconds is {parsed.seconds}; must be above 0")
+
+
+def _plans(parsed: Arguments, instances: Instance) -> Iterator[tuple[str, Assignment]]:
+    """The plans of everything that tries, one after the other, each with a key of its own."""
+    keys = map(partial(jax.random.fold_in, jax.random.key(parsed.seed)), itertools.count())
+    for name in ("greedy", "reduced-greedy"):
+        yield name, apply_method(name, instances).assignment
+    anywhere = local_search(first_shake=1.0)
+    for _ in range(parsed.restarts):
+        yield "local-search, restarted", run_search(anywhere, instances, next(keys)).best
+    for _ in range(parsed.repeats):
+        for name in ("local-search", "annealing", "tabu", "genetic-tuned"):
+            seconds = parsed.seconds if name == "local-search" else None
+            decision = apply_method(name, instances, budget_s=seconds, key=next(keys))
+            yield name, decision.assignment
+    for folder in parsed.policies:
+        policy = runs.load_policy(folder)
+        yield f"policy {folder.name}", best_of(policy, instances, 64, next(keys))[0]
+
+
+def _enumerated(known: TestSet, instances: Instance) -> TestSet:
+    """All assignments of every instance that is small enough."""
+    plans, bounds = known.assignments(), np.full(len(known.best), np.inf)
+    small = []
+    for i in range(len(known.best)):
+        instance = jax.tree.map(lambda x, i=i: x[..., i], instances)
+        if not refuse_enumeration(instance) and known.best[i].proof is None:
+            small.append(i)
+            best = enumerate_all(instance)
+            plans[:, i] = np.asarray(best)
+            bounds[i] = float(gain_of(instance, best))
+            print(f"enumeration: {len(small)} done", flush=True)
+    before = known.gains
+    known, better = testsets.improved(known, {"enumeration": plans})
+    print(f"enumeration: {better} of {len(small)} improved", flush=True)
+    # Enumeration is in float32: its winner is proven up to that.
+    bounds = np.where(np.isfinite(bounds), np.maximum(bounds, before), np.inf)
+    return testsets.bounded(known, bounds, "enumeration")
+
+
+def _summary(known: TestSet) -> str:
+    gains, bounds = known.gains, known.bounds
+    gap = (bounds - gains) / np.maximum(gains, 1e-9)
+    proven = sum(best.proof is not None for best in known.best)
+    again = np.array([best.reached for best in known.best])
+    return (
+        f"{known.name}: {len(known.best)} instances, {proven} proven optimal; upper bounds are "
+        f"{100 * gap.mean():.2f} % above on average, {100 * gap.max():.2f} % at most; the best "
+        f"plan was reached by {again.mean():.1f} searches on average, once or never for "
+        f"{int(np.sum(again <= 1))}"
+    )

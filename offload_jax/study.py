@@ -1,0 +1,89 @@
+"""How methods behave with more time, and with more users."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from offload_jax import model
+from offload_jax.baselines import METHODS, apply_method
+from offload_jax.baselines.search import Trace
+from offload_jax.evaluation import Decider
+from offload_jax.instance import Instance
+from offload_jax.scenario import Scenario
+from offload_jax.types import Key
+from offload_jax.value import Solver
+
+Progress = Callable[[str], None]
+
+
+def anytime(
+    instances: Instance,
+    methods: Sequence[str],
+    budget_s: float,
+    key: Key,
+    best_gain: np.ndarray,
+    solver: Solver = "native",
+    progress: Progress = lambda what: None,
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Of every search among the methods: seconds for each instance, and the mean gap by then.
+
+    Each gets `budget_s` seconds for each instance, all instances (one batch axis) side by side.
+    `best_gain` is U_best - U_deny (s); what a search finds beyond it counts as the best.
+    """
+    traces = {}
+    for name in methods:
+        if name in METHODS and METHODS[name].search is not None:
+            progress(name)
+            traces[name] = Trace()
+            apply_method(name, instances, solver, budget_s, key, trace=traces[name])
+    best = np.max([best_gain, *(trace.gains[-1] for trace in traces.values())], axis=0)
+
+    def mean_gap(gain: np.ndarray) -> float:
+        return float(np.mean(model.gap(jnp.asarray(best), jnp.asarray(gain))))
+
+    count = instances.mask.shape[-1]
+    return {
+        name: (np.array(trace.seconds) / count, np.array([mean_gap(g) for g in trace.gains]))
+        for name, trace in traces.items()
+    }
+
+
+# Instances of each size: as many as keep the machine busy, few where each takes long.
+_SIDE_BY_SIDE, _ONE_BY_ONE = 32, 3
+_COMPILING = 10.0  # s that compiling may take
+
+
+def scaling(
+    scenario: Scenario,
+    deciders: Mapping[str, Decider],
+    sizes: Sequence[int],
+    key: Key,
+    progress: Progress = lambda what: None,
+) -> list[tuple[str, int, float]]:
+    """(method, N, seconds per plan) for instances of exactly N users, compiling excluded.
+
+    Exact methods stop at the first size that they refuse.
+    """
+    found = []
+    for size in sizes:
+        of_size: Any = replace(scenario, num_users=(size,))
+        keys = jax.random.split(jax.random.fold_in(key, size), _SIDE_BY_SIDE)
+        instances = jax.jit(jax.vmap(of_size.sample, out_axes=-1))(keys)
+        few = jax.tree.map(lambda x: x[..., :_ONE_BY_ONE], instances)
+        for name, decide in deciders.items():
+            progress(f"N = {size}: {name}")
+            slow = name in METHODS and METHODS[name].prove is not None
+            chosen = few if slow else instances
+            if name in METHODS and METHODS[name].refuse(chosen, "native"):
+                continue
+            decision = decide(chosen)
+            if slow and decision.seconds < _COMPILING:  # compiled it may be faster
+                decision = decide(chosen)
+            found.append((name, size, decision.seconds / chosen.mask.shape[-1]))
+    return found

@@ -1,0 +1,238 @@
+"""Frozen test sets: the same instances for everybody, with the best plans known for them.
+
+A set is two files in `data/`: `NAME.npz` holds the instances as float64 arrays (batch last, the
+fields of `Instance`) and never changes; `NAME.json` holds their checksum and, of each instance, the
+best plan that anything has found, what found it, how often, and what is proven. A better plan
+replaces the known one before any gap is computed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from offload_jax.gains import feasible_gain
+from offload_jax.instance import Instance
+from offload_jax.model import objective_denied
+from offload_jax.scenario import Scenario
+from offload_jax.types import Assignment
+
+FORMAT, VERSION = "offload-jax/testset", 1
+FOLDER = Path(__file__).parent / "data"
+# Of the shipped sets: preset of scenario.py, and number of instances.
+SHIPPED = {"edge": ("edge", 512), "edge_large": ("edge_large", 64)}
+# Gains this near to each other are the same, as a share: what float32 leaves of a plan's gain.
+SAME = 1e-6
+
+
+class TestSetError(ValueError):
+    """A test set that is missing, damaged or of another version; the message says what to do."""
+
+    __test__ = False  # no test of pytest's
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best plan known for one instance."""
+
+    objective: float  # U, s
+    gain: float  # U - U_deny, s
+    assignment: tuple[int, ...]  # per real user
+    method: str  # what found it first
+    searches: int = 0  # independent ones that have tried
+    reached: int = 0  # of these, how many found a plan as good
+    bound: float | None = None  # proven upper bound of the gain, s
+    proof: str | None = None  # what proves that there is no better plan
+
+
+@dataclass(frozen=True)
+class TestSet:
+    """Instances (float64 on the host, batch last) and what is known of them."""
+
+    __test__ = False
+
+    name: str
+    instances: Instance  # NumPy arrays
+    best: tuple[Best, ...]
+    scenario: Mapping[str, Any]
+
+    @property
+    def gains(self) -> np.ndarray:
+        """Best known U - U_deny (s) of each instance."""
+        return np.array([best.gain for best in self.best])
+
+    @property
+    def bounds(self) -> np.ndarray:
+        """Proven upper bounds of the same; inf where there is none."""
+        return np.array([np.inf if b.bound is None else b.bound for b in self.best])
+
+    def on_device(self) -> Instance:
+        """The instances in JAX's default float type."""
+        floating = jnp.zeros(()).dtype
+
+        def put(x: np.ndarray) -> jax.Array:
+            return jnp.asarray(x, floating if x.dtype == np.float64 else x.dtype)
+
+        return jax.tree.map(put, self.instances)
+
+    def assignments(self) -> np.ndarray:
+        """The best known assignments (users, instances), padded users denied."""
+        mask = np.asarray(self.instances.mask)
+        padded = np.zeros(mask.shape, np.int32)
+        for i, best in enumerate(self.best):
+            padded[mask[:, i], i] = best.assignment
+        return padded
+
+
+def create(scenario: Scenario, name: str, count: int, seed: int = 2411_15781) -> TestSet:
+    """A new set of instances drawn in float64; the best plan known denies everybody."""
+    with jax.enable_x64(True):
+        keys = jax.random.split(jax.random.key(seed % 2**32), count)
+        drawn = jax.device_get(jax.jit(jax.vmap(scenario.sample, out_axes=-1))(keys))
+    mask = np.asarray(drawn.mask)
+    denied = _denied(drawn)
+    nobody = [(0,) * int(n) for n in mask.sum(axis=0)]
+    best = [Best(float(u), 0.0, a, "deny") for u, a in zip(denied, nobody, strict=True)]
+    return TestSet(name, drawn, tuple(best), {**asdict(scenario), "seed": seed})
+
+
+def improved(testset: TestSet, found: Mapping[str, ArrayLike]) -> tuple[TestSet, int]:
+    """The set with better plans taken over from what methods found, and how many were better.
+
+    `found` maps a method's name to assignments (users, instances). Valued in float64; plans that
+    break a capacity or a budget are never taken.
+    """
+    gains = {name: values_of(testset, plans) for name, plans in found.items()}
+    denied, mask = _denied(testset.instances), np.asarray(testset.instances.mask)
+    best, count = list(testset.best), 0
+    for i, known in enumerate(testset.best):
+        for name, values in gains.items():
+            if values[i] > best[i].gain * (1 + SAME) + 1e-12:
+                plan = tuple(int(a) for a in np.asarray(found[name])[mask[:, i], i])
+                new = {"gain": float(values[i]), "objective": float(denied[i] + values[i])}
+                best[i] = replace(
+                    best[i], **new, assignment=plan, method=name, searches=0, reached=0, proof=None
+                )
+        count += best[i] is not known
+    return replace(testset, best=tuple(best)), count
+
+
+def searched(testset: TestSet, gains: Sequence[np.ndarray]) -> TestSet:
+    """The set with a record of how often independent searches reached the best known gains."""
+    best = []
+    for i, known in enumerate(testset.best):
+        reached = sum(bool(run[i] >= known.gain * (1 - SAME)) for run in gains)
+        best.append(
+            replace(known, searches=known.searches + len(gains), reached=known.reached + reached)
+        )
+    return replace(testset, best=tuple(best))
+
+
+def bounded(testset: TestSet, bounds: np.ndarray, proof: str) -> TestSet:
+    """The set with upper bounds (s) of the gains, where they are better than those known.
+
+    Where a bound meets the gain, `proof` is noted as what proves the plan.
+    """
+    best = []
+    for known, bound in zip(testset.best, bounds, strict=True):
+        if np.isfinite(bound) and (known.bound is None or bound < known.bound):
+            known = replace(known, bound=max(float(bound), known.gain))
+        if known.bound is not None and known.proof is None:
+            proven = known.bound <= known.gain * (1 + 10 * SAME)
+            known = replace(known, proof=proof if proven else None)
+        best.append(known)
+    return replace(testset, best=tuple(best))
+
+
+def values_of(testset: TestSet, assignment: ArrayLike) -> np.ndarray:
+    """U - U_deny (s) in float64; minus infinity where a batch is over capacity."""
+    with jax.enable_x64(True):
+        return np.asarray(_values(testset.instances, np.asarray(assignment, np.int32)))
+
+
+@jax.jit
+def _values(instances: Instance, assignment: Assignment) -> jax.Array:
+    return feasible_gain(instances, assignment)
+
+
+def _denied(instances: Instance) -> np.ndarray:
+    with jax.enable_x64(True):
+        return np.asarray(objective_denied(jax.tree.map(jnp.asarray, instances)))
+
+
+# ---- files
+
+
+def load(name: str, folder: Path = FOLDER) -> TestSet:
+    """A set by name. Raises TestSetError where it is missing or damaged."""
+    try:
+        document = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+        with np.load(folder / f"{name}.npz") as arrays:
+            instances = Instance(**{f.name: arrays[f.name] for f in fields(Instance)})
+    except FileNotFoundError:
+        there = sorted(path.stem for path in folder.glob("*.npz"))
+        raise TestSetError(
+            f"testset is {name!r}; must be one of {', '.join(there) or 'none are there'}"
+        ) from None
+    except (OSError, ValueError, KeyError) as error:
+        raise TestSetError(f"testset {name!r} cannot be read: {error}; install it again") from None
+    if (document.get("format"), document.get("version")) != (FORMAT, VERSION):
+        raise TestSetError(
+            f"testset {name!r} has format {document.get('format')!r}, version "
+            f"{document.get('version')!r}; must be {FORMAT!r}, {VERSION}"
+        )
+    if document["checksum"] != checksum(instances):
+        raise TestSetError(f"testset {name!r} is damaged: its instances are not those of its "
+                           "checksum; install it again")  # fmt: skip
+    best = [Best(**{**b, "assignment": tuple(b["assignment"])}) for b in document["best"]]
+    return TestSet(name, instances, tuple(best), document["scenario"])
+
+
+def save(testset: TestSet, folder: Path = FOLDER) -> None:
+    """Writes what is known of a set, and its instances where they are not there yet."""
+    folder.mkdir(parents=True, exist_ok=True)
+    arrays = folder / f"{testset.name}.npz"
+    if not arrays.exists():
+        values = {f.name: getattr(testset.instances, f.name) for f in fields(Instance)}
+        _replace(arrays, lambda path: np.savez_compressed(path, **values))
+    document = {
+        "format": FORMAT,
+        "version": VERSION,
+        "name": testset.name,
+        "scenario": testset.scenario,
+        "checksum": checksum(testset.instances),
+        "best": [asdict(best) for best in testset.best],
+    }
+    lines = json.dumps(document, default=list)
+    lines = lines.replace('{"objective"', '\n{"objective"')  # a line per instance: small diffs
+    _replace(folder / f"{testset.name}.json", lambda path: path.write_text(lines + "\n", "utf-8"))
+
+
+def _replace(path: Path, write: Any) -> None:
+    """A whole file or none."""
+    part = path.with_name(f".part-{os.getpid()}-{path.name}")
+    try:
+        write(part)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def checksum(instances: Instance) -> str:
+    """SHA-256 of all numbers, field by field."""
+    digest = hashlib.sha256()
+    for field in fields(Instance):
+        value = np.ascontiguousarray(getattr(instances, field.name))
+        digest.update(f"{field.name} {value.dtype.str} {value.shape}\n".encode())
+        digest.update(value.tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,75 @@
+"""Charts and pages: readable on white and on black, valid, self-contained, nothing unescaped."""
+
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as ElementTree
+
+import numpy as np
+import pytest
+
+from offload_jax import charts, figures
+from offload_jax.baselines import solve
+from offload_jax.instance import toy
+from offload_jax.page import Section, Table, page
+
+pytestmark = pytest.mark.fast
+METHODS = [f"method {i}" for i in range(12)]
+
+
+def luminance(colour: str) -> float:
+    parts = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+    linear = np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
+    return float(linear @ [0.2126, 0.7152, 0.0722])
+
+
+@pytest.mark.parametrize("colour", charts.COLOURS)
+def test_colours_stand_out_on_white_and_on_black(colour) -> None:
+    for back in ("#ffffff", "#111111"):
+        low, high = sorted([luminance(colour), luminance(back)])
+        assert (high + 0.05) / (low + 0.05) >= 3
+
+
+def drawn() -> dict[str, object]:
+    rng = np.random.default_rng(0)
+    gaps = {name: rng.exponential(0.1 * i, 60) for i, name in enumerate(METHODS)}  # the first is 0
+    seconds = np.geomspace(1e-3, 1, 20)
+    rows = [(name, n, 1e-4 * n**1.5) for name in METHODS[:2] for n in (4, 8, 16, 32)]
+    instance, _, _ = toy()
+    return {
+        "by users": charts.gap_by(rng.integers(8, 25, 60), gaps, "users N"),
+        "one instance": charts.gap_by(np.array([3]), {"a": np.array([0.0])}, "users N"),
+        "anytime": charts.anytime({"a": (seconds, 0.1 / seconds), "b": (seconds, 0 * seconds)}),
+        "scaling": charts.scaling([*rows, ("scip", 4, 1.0), ("scip", 8, 30.0)]),
+        "certified": charts.certified(np.array([0.0, 0.01, 0.02])),
+        "plan": figures.plan_figure(instance, solve(instance, "greedy")),
+    }
+
+
+def test_every_chart_in_one_page() -> None:
+    found = {name: charts.svg(figure, name) for name, figure in drawn().items()}
+    for text in found.values():
+        ElementTree.fromstring(text)
+        assert charts.INK not in text
+        assert "currentColor" in text
+    sections = [Section(name, svg=text, caption="<b>") for name, text in found.items()]
+    text = page("T", "t", [*sections, Section("Table", table=Table(["<b>"], [["<i>&"]]))])
+    ids = re.findall(r'\bid="([^"]+)"', text)
+    assert len(ids) == len(set(ids))
+    used = set(re.findall(r"url\(#([^)]+)\)", text)) | set(re.findall(r'href="#([^"]+)"', text))
+    assert used <= set(ids)
+    assert "<b>" not in text
+    assert "<i>" not in text
+    assert "&lt;i&gt;&amp;" in text
+    outside = set(re.findall(r'(?:href|src)="(?!#)([^"]*)"', text))
+    assert not outside
+    assert "<script" not in text
+    assert "prefers-color-scheme: dark" in text
+    assert "@media print" in text
+
+
+def test_the_exponent_of_a_power_is_found() -> None:
+    sizes = np.array([4, 8, 16, 32, 64])
+    line = np.stack([sizes, 1e-3 * sizes**2.5], axis=1)
+    assert charts.exponent(line) == pytest.approx(2.5)
+    assert charts.exponent(line[:3]) is None

@@ -1,0 +1,128 @@
+"""Frozen test sets: what is shipped holds what it says, and better plans replace known ones."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from episodes import WORLDS, jit
+
+from offload_jax import cli, testsets
+from offload_jax.baselines import METHODS
+from offload_jax.commands import sources
+from offload_jax.plans import Decision
+from offload_jax.scenario import PRESETS
+from offload_jax.value import evaluate
+
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
+
+@pytest.fixture(scope="module")
+def small() -> testsets.TestSet:
+    return testsets.create(WORLDS["edge"], "small", 4)
+
+
+@pytest.mark.parametrize("name", testsets.SHIPPED)
+def test_shipped_sets_hold_what_they_say(name) -> None:
+    testset = testsets.load(name)  # its checksum, too
+    preset, count = testsets.SHIPPED[name]
+    assert testset.instances.alpha.dtype == np.float64
+    assert len(testset.best) == testset.instances.mask.shape[1] == count
+    users = np.asarray(testset.instances.mask).sum(axis=0)
+    assert set(users.tolist()) <= set(PRESETS[preset].num_users)
+    some = np.arange(0, count, max(1, count // 32))
+    with jax.enable_x64(True):
+        part = jax.tree.map(lambda x: jnp.asarray(x[..., some]), testset.instances)
+        outcome = jax.jit(evaluate)(part, jnp.asarray(testset.assignments()[:, some]))
+        assert np.all(np.asarray(outcome.feasible))
+        np.testing.assert_allclose(outcome.gain, testset.gains[some], rtol=1e-9)
+        objectives = [testset.best[i].objective for i in some]
+        np.testing.assert_allclose(outcome.objective, objectives, rtol=1e-9)
+    assert np.all(testset.bounds >= testset.gains)
+    assert all(best.searches >= 32 for best in testset.best)
+    proven = [best for best in testset.best if best.proof is not None]
+    assert all(best.bound <= best.gain * (1 + 1e-4) for best in proven)
+
+
+def test_better_plans_replace_known_ones(small, tmp_path) -> None:
+    assert small.gains.max() == 0
+    plans = jit(METHODS["greedy"].assign)(small.on_device())
+    better, count = testsets.improved(small, {"greedy": plans, "deny": 0 * plans})
+    assert count == 4
+    assert {best.method for best in better.best} == {"greedy"}
+    again, count = testsets.improved(better, {"greedy": plans})
+    assert (again, count) == (better, 0)
+    full = np.ones_like(plans)  # everybody in batch 1 does not fit
+    assert np.all(testsets.values_of(small, full)[np.asarray(small.instances.mask).sum(0) > 4] < 0)
+    assert testsets.improved(better, {"full": full})[1] == 0
+    known = testsets.searched(better, [better.gains, 0.5 * better.gains])
+    assert {(best.searches, best.reached) for best in known.best} == {(2, 1)}
+    proven = testsets.bounded(known, np.append(known.gains[:1], known.gains[1:] + 1), "test")
+    assert [best.proof for best in proven.best] == ["test", None, None, None]
+    testsets.save(proven, tmp_path)
+    loaded = testsets.load("small", tmp_path)
+    assert loaded.best == proven.best
+    for mine, theirs in zip(jax.tree.leaves(loaded.instances), jax.tree.leaves(small.instances),
+                            strict=True):  # fmt: skip
+        np.testing.assert_array_equal(mine, theirs)
+
+
+def test_damage_is_noticed(small, tmp_path) -> None:
+    testsets.save(small, tmp_path)
+    changed = replace(small.instances, alpha=small.instances.alpha * 1.001)
+    (tmp_path / "small.npz").unlink()
+    known = json.loads((tmp_path / "small.json").read_text())
+    testsets.save(replace(small, instances=changed), tmp_path)
+    (tmp_path / "small.json").write_text(json.dumps(known))
+    with pytest.raises(testsets.TestSetError, match="is damaged"):
+        testsets.load("small", tmp_path)
+    (tmp_path / "small.json").write_text("{")
+    with pytest.raises(testsets.TestSetError, match="cannot be read"):
+        testsets.load("small", tmp_path)
+    (tmp_path / "small.json").write_text(json.dumps({**known, "version": 7}))
+    with pytest.raises(testsets.TestSetError, match="version 7; must be"):
+        testsets.load("small", tmp_path)
+    with pytest.raises(testsets.TestSetError, match="testset is 'magic'; must be one of small"):
+        testsets.load("magic", tmp_path)
+
+
+def test_eval_updates_the_reference(small, tmp_path, monkeypatch, capsys) -> None:
+    """The gap of the plan that is the new best is 0, not negative."""
+    monkeypatch.setattr(testsets.save, "__defaults__", (tmp_path,))
+    monkeypatch.setattr(testsets.load, "__defaults__", (tmp_path,))
+    testsets.save(small)
+    words = ["eval", "--no-policy", "--testset", "small", "--methods", "deny", "myopic"]
+    assert cli.main([*words, "--out", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().out
+    assert "reference: 4 of 4 best known plans improved, written" in said
+    found = json.loads((tmp_path / "out" / "eval.json").read_text())
+    assert found["cells"]["small"]["myopic"]["gap_max"] == 0
+    assert found["cells"]["small"]["deny"]["gap_mean"] == pytest.approx(1)
+    assert found["cells"]["small"]["myopic"]["feasible"] == 1
+    assert testsets.load("small").best[0].method == "myopic"
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "All methods side by side" in page
+    source = sources.of_testset("small")
+    source.keep_better(
+        {("myopic", "small"): Decision(jnp.asarray(source.testset.assignments()), 0.0)}
+    )
+    assert capsys.readouterr().out == ""
+
+
+def test_the_command_builds_and_improves(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setitem(testsets.SHIPPED, "small", ("small", 3))
+    monkeypatch.setitem(PRESETS, "small", WORLDS["edge"])
+    words = ["testset", "small", "--folder", str(tmp_path), "--restarts", "2", "--repeats", "1"]
+    words += ["--seconds", "0.01", "--bound-rounds", "50"]
+    assert cli.main(words) == 0
+    said = capsys.readouterr().out
+    assert "enumeration: 0 of 3 improved" in said
+    assert "small: 3 instances, 3 proven optimal" in said
+    first = testsets.load("small", tmp_path)
+    assert {best.proof for best in first.best} == {"enumeration"}
+    assert cli.main(["testset", "nowhere"]) == 1
+    assert "name is 'nowhere'; must be one of edge" in capsys.readouterr().err
