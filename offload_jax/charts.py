@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from scipy import special
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,7 +25,7 @@ COLOURS = (
     "#0072B2", "#D55E00", "#009E73", "#C2599B", "#8A6FDF", "#A5760A",
     "#3A8FB7", "#E0457B", "#5A8F29", "#7F7F7F", "#B0603A", "#2F9A9A",
 )  # fmt: skip
-MARKERS = "osD^vP*X<>hp"
+MARKERS = "osD^vP*X<>hp"  # filled for the first dozen of methods, hollow for the next
 LEAST = 1e-5  # gaps below are drawn here: nothing at all cannot be drawn on a logarithmic axis
 
 Trace = tuple[np.ndarray, np.ndarray]  # seconds for each instance, mean gap
@@ -32,10 +33,12 @@ Trace = tuple[np.ndarray, np.ndarray]  # seconds for each instance, mean gap
 
 def styles(methods: Sequence[str]) -> dict[str, dict[str, Any]]:
     """A colour and a marker for every method, the same in all charts of these methods."""
-    return {
-        name: {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)], "ms": 5}
-        for i, name in enumerate(methods)
-    }
+    found: dict[str, dict[str, Any]] = {}
+    for i, name in enumerate(methods):
+        colour = COLOURS[i % len(COLOURS)]
+        face = colour if i < len(COLOURS) else "none"
+        found[name] = {"color": colour, "marker": MARKERS[i % len(MARKERS)], "ms": 5, "mfc": face}
+    return found
 
 
 def gap_by(
@@ -43,44 +46,74 @@ def gap_by(
 ) -> Figure:
     """Mean gap of each method, with its 95 % interval, against a number of every instance.
 
-    `values` and each of `gaps` are over instances; they are cut into groups of about equal size.
+    `values` and each of `gaps` are over instances; where there are more than `parts` values, they
+    are cut into groups of about equal size.
     """
+    from matplotlib.ticker import MaxNLocator
+
     figure, axes = new_figure(1, 1, (7.6, 4.2))
-    edges = np.unique(np.quantile(values, np.linspace(0, 1, parts + 1)))
-    group = np.clip(np.searchsorted(edges, values, side="right") - 1, 0, max(len(edges) - 2, 0))
-    groups = np.unique(group)
-    centres = np.array([values[group == g].mean() for g in groups])
+    group = _groups(values, parts)
+    centres = np.array([values[group == g].mean() for g in np.unique(group)])
+    # Side by side: intervals and points of equal height would hide each other.
+    room = min(0.4, 0.04 * len(gaps)) * (np.min(np.diff(centres)) if len(centres) > 1 else 0.0)
+    aside = room * ((np.arange(len(gaps)) + 0.5) / len(gaps) - 0.5)
     look = styles(list(gaps))
-    for name, gap in gaps.items():
-        members = [gap[group == g] for g in groups]
+    for shift, (name, gap) in zip(aside, gaps.items(), strict=True):
+        members = [gap[group == g] for g in np.unique(group)]
         means = np.array([m.mean() for m in members])
-        errors = np.array([1.96 * m.std() / np.sqrt(len(m)) for m in members])
-        shown = 100 * np.maximum(means, LEAST)
-        low = 100 * np.maximum(means - errors, LEAST)
-        axes.plot(centres, shown, label=name, **look[name])
-        axes.fill_between(
-            centres, low, 100 * np.maximum(means + errors, LEAST), color=look[name]["color"],
-            alpha=0.15, lw=0,
-        )  # fmt: skip
+        errors = np.array([_half_width(m) for m in members])
+        low, high = (100 * np.maximum(means + e, LEAST) for e in (-errors, errors))
+        color = look[name]["color"]
+        axes.plot(centres + shift, 100 * np.maximum(means, LEAST), label=name, lw=1.2, **look[name])
+        axes.vlines(centres + shift, low, high, color=color, alpha=0.6, lw=1.2)
     _gap_axis(axes, "y")
+    if np.array_equal(centres, np.unique(values)):
+        axes.set_xticks(centres, [f"{value:g}" for value in centres])
+    elif np.all(values == np.round(values)):
+        axes.xaxis.set_major_locator(MaxNLocator(9, integer=True))
     axes.set(xlabel=label, ylabel="mean gap, %")
     _legend(axes)
     return figure
 
 
-def anytime(traces: Mapping[str, Trace], methods: Sequence[str] = ()) -> Figure:
+def _groups(values: np.ndarray, parts: int) -> np.ndarray:
+    """The number of each value's group, from 0: a group of its own for each of few values."""
+    different, own = np.unique(values, return_inverse=True)
+    if len(different) <= parts:
+        return own
+    edges = np.unique(np.quantile(values, np.linspace(0, 1, parts + 1)))
+    return np.minimum(np.searchsorted(edges, values, side="right"), len(edges) - 1) - 1
+
+
+def _half_width(gaps: np.ndarray) -> float:
+    """Of the 95 % interval of the mean; 0 for one instance, which says nothing about others."""
+    if len(gaps) < 2:
+        return 0.0
+    error = np.std(gaps, ddof=1) / np.sqrt(len(gaps))
+    return float(error * special.stdtrit(len(gaps) - 1, 0.975))
+
+
+def anytime(
+    traces: Mapping[str, Trace],
+    methods: Sequence[str] = (),
+    points: Mapping[str, tuple[float, float]] | None = None,
+) -> Figure:
     """Mean gap against the time spent on each instance, of methods that go on improving.
 
-    `methods` are all of a comparison: colours are as in its other charts.
+    `methods` are all of a comparison: colours are as in its other charts. `points` are of methods
+    that end by themselves: seconds for each instance, mean gap.
     """
     figure, axes = new_figure(1, 1, (7.6, 4.2))
-    look = styles(methods or list(traces))
+    points = points or {}
+    look = styles(methods or list(dict.fromkeys([*traces, *points])))
     for name, (seconds, gap) in traces.items():
-        shown = 100 * np.maximum(gap, LEAST)
-        style = {**look[name], "marker": None}
-        axes.step(1e3 * np.maximum(seconds, 1e-6), shown, where="post", label=name, **style)
-        axes.plot(1e3 * seconds[-1], shown[-1], **look[name])
+        x, y = 1e3 * np.maximum(seconds, 1e-6), 100 * np.maximum(gap, LEAST)
+        axes.step(x, y, where="post", label=name, markevery=[len(x) - 1], **look[name])
+    for name, (second, reached) in points.items():
+        at = 1e3 * max(second, 1e-6), 100 * max(reached, LEAST)
+        axes.plot([at[0]], [at[1]], ls="none", label=name, **look[name])
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(_plain)
     _gap_axis(axes, "y")
     axes.set(xlabel="time for each instance, ms", ylabel="mean gap of the best plan so far, %")
     _legend(axes)
@@ -89,11 +122,10 @@ def anytime(traces: Mapping[str, Trace], methods: Sequence[str] = ()) -> Figure:
 
 def scaling(rows: Sequence[tuple[str, int, float]], methods: Sequence[str] = ()) -> Figure:
     """Time per plan against the number of users: rows are (method, N, seconds per plan)."""
-    from matplotlib.ticker import ScalarFormatter
-
     figure, axes = new_figure(1, 1, (7.6, 4.4))
-    look = styles(methods or list(dict.fromkeys(name for name, _, _ in rows)))
-    for name in dict.fromkeys(name for name, _, _ in rows):
+    names = list(dict.fromkeys(name for name, _, _ in rows))
+    look = styles(methods or names)
+    for name in names:
         line = np.array([(n, s) for method, n, s in rows if method == name], float)
         power = exponent(line)
         text = name if power is None else f"{name}: N$^{{{power:.1f}}}$"
@@ -101,21 +133,40 @@ def scaling(rows: Sequence[tuple[str, int, float]], methods: Sequence[str] = ())
         axes.plot(line[:, 0], 1e3 * line[:, 1], dashed, label=text, **look[name])
     axes.set_xscale("log")
     axes.set_yscale("log")
-    sizes = sorted({n for _, n, _ in rows})
-    axes.set_xticks(sizes, [str(n) for n in sizes])
+    sizes = np.unique([n for _, n, _ in rows])
+    if len(sizes) > 1:
+        _slopes(axes, sizes)
+    shown = [n for i, n in enumerate(sizes) if not i or n / sizes[i - 1] > 1.12]
+    axes.set_xticks(shown, [str(n) for n in shown])
     axes.minorticks_off()
-    axes.yaxis.set_major_formatter(ScalarFormatter() if not rows else "{x:g}")
+    axes.yaxis.set_major_formatter(_plain)
     axes.set(xlabel="users N", ylabel="time per plan, ms")
     _legend(axes)
     return figure
 
 
+def _slopes(axes: Axes, sizes: np.ndarray) -> None:
+    """N and N^2 to compare with, from the lower left corner, where the axes end already."""
+    limits = axes.get_ylim()
+    for label, power, dashes in (("slope of N", 1, ":"), ("slope of N$^2$", 2, "-.")):
+        slope = 1.3 * limits[0] * (sizes / sizes[0]) ** power
+        axes.plot(sizes, slope, dashes, color=INK, alpha=0.45, lw=1, label=label, zorder=1)
+    axes.set_ylim(limits)
+
+
+_STEEPEST = 6.0  # what grows faster is no power of N worth naming
+
+
 def exponent(line: np.ndarray) -> float | None:
-    """Slope of log(seconds) over log(N) in the upper half of the sizes; None for fewer than 4."""
+    """Slope of log(seconds) over log(N) in the upper half of the sizes.
+
+    None for fewer than 4 sizes, and for what grows faster than any power of use.
+    """
     if len(line) < 4:
         return None
     upper = line[len(line) // 2 - 1 :]
-    return float(np.polyfit(np.log(upper[:, 0]), np.log(upper[:, 1]), 1)[0])
+    power = float(np.polyfit(np.log(upper[:, 0]), np.log(upper[:, 1]), 1)[0])
+    return power if power <= _STEEPEST else None
 
 
 def certified(gap: np.ndarray) -> Figure:
@@ -123,7 +174,7 @@ def certified(gap: np.ndarray) -> Figure:
     figure, axes = new_figure(1, 1, (7.6, 3.2))
     ordered = 100 * np.sort(np.maximum(gap, LEAST))
     share = 100 * np.arange(1, len(gap) + 1) / len(gap)
-    axes.step(ordered, share, where="post", color=COLOURS[0])
+    axes.step([ordered[0], *ordered], [0.0, *share], where="post", color=COLOURS[0])
     _gap_axis(axes, "x")
     axes.set(
         xlabel="upper bound above the best known plan, %", ylabel="instances, %", ylim=(0, 101)
@@ -138,17 +189,26 @@ def _gap_axis(axes: Axes, which: str) -> None:
     axis = getattr(axes, f"{which}axis")
     low, high = getattr(axes, f"get_{which}lim")()
     getattr(axes, f"set_{which}lim")(max(low, 0.7 * least), high)
-    axis.set_major_formatter(lambda x, _: "0" if x <= 1.01 * least else f"{x:g}")
+    axis.set_major_formatter(lambda x, at: "0" if x <= 1.01 * least else _plain(x, at))
     axes.minorticks_off()
     axes.grid(alpha=0.3)
 
 
+def _plain(number: float, _: int | None = None) -> str:
+    """1e+06 is no number to read on an axis."""
+    return f"{number:,.0f}" if number >= 1 else f"{number:.10f}".rstrip("0")
+
+
 def _legend(axes: Axes) -> None:
     axes.grid(alpha=0.3)
-    # Beside the lines, which may be anywhere.
+    # Beside the lines, which may be anywhere, and in the order in which they end there; what has no
+    # colour of its own (slopes to compare with) comes last.
+    lines = [line for line in axes.lines if not str(line.get_label()).startswith("_")]
+    lines.sort(key=lambda line: (line.get_color() == INK, -float(np.asarray(line.get_ydata())[-1])))
     axes.legend(
-        frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), labelcolor=INK
-    )
+        handles=lines, frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5),
+        labelcolor=INK, handlelength=2.8,
+    )  # fmt: skip
 
 
 def new_figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, Any]:

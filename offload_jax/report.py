@@ -44,12 +44,19 @@ def table(comparison: Comparison) -> Table:
             f"{100 * row.gap_p95:.2f}",
             f"{100 * row.gap_max:.2f}",
             f"{100 * row.feasible:.5g}",
-            f"{1e3 * row.seconds_per_plan:.3g}",
+            _milliseconds(row.seconds_per_plan),
         ]
         line += [f"{100 * worst_cell(comparison, method).gap_mean:.2f}"] * several
         line += [f"{100 * comparison.row(method, HARD).gap_mean:.2f}"] if HARD in cells else []
         rows.append(line)
-    return Table(header, rows)
+    best = ("mean gap %", "p95 %", "max %", "ms per plan", "worst cell %", "hard cells %")
+    return Table(header, rows, best)
+
+
+def _milliseconds(seconds: float) -> str:
+    """Three digits, but never as a power of ten."""
+    number = 1e3 * seconds
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
 
 def markdown(comparison: Comparison) -> str:
@@ -84,7 +91,10 @@ def html(study: Study) -> str:
     ]
     if study.plan is not None:
         drawn = figures.plan_figure(*study.plan)
-        text = "Who runs where, when, and for how many steps; what each server's budget is worth."
+        text = (
+            "Who runs where, when, and for how many steps. The price of a server is what a little "
+            "more of its budget is worth, in seconds for each GPU-second."
+        )
         sections.append(Section("One plan", (text,), svg=charts.svg(drawn, "plan")))
     methods = [[n, METHODS[n].about] for n in comparison.methods() if n in METHODS]
     sections.append(
@@ -120,7 +130,9 @@ def _gaps(comparison: Comparison) -> list[Section]:
 
 def _times(study: Study) -> list[Section]:
     methods, sections = study.comparison.methods(), []
-    shown = [name for name in methods if name != "deny"]
+    # Methods that were left out of the comparison may have a place among the times.
+    named = dict.fromkeys([*methods, *(name for name, _, _ in study.scaling)])
+    shown = [name for name in named if name != "deny"]
     if study.traces:
         drawn = charts.anytime(study.traces, shown)
         text = "Methods that go on improving: the best plan so far against the time it took."
@@ -131,7 +143,7 @@ def _times(study: Study) -> list[Section]:
         text = (
             "Time per plan against the number of users, on logarithmic axes: a straight line is a "
             "power of N, its slope the exponent (measured over the larger half of the sizes). "
-            "Dashed lines have too few points for one."
+            "Dashed lines have too few points for one, or grow faster than powers."
         )
         sections.append(Section("Time against users", (text,), svg=charts.svg(drawn, "scaling")))
     return sections

@@ -19,7 +19,7 @@ from offload_jax.instance import stack, toy
 from offload_jax.scenario import EdgeScenario, PaperScenario
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
-COUNT = 6
+COUNT = 8
 SHORT = BoundConfig(rounds=300)
 gains_of = jit(feasible_gain)
 
@@ -76,7 +76,7 @@ def test_time_ends_it_early_and_the_bound_holds() -> None:
 
 
 def test_degenerate_instances() -> None:
-    for case, instances in degenerate(3).items():
+    for case, instances in degenerate(COUNT).items():
         plan = jit(METHODS["greedy"].assign)(instances)
         bound = upper_bound(instances, plan, config=BoundConfig(rounds=100))
         assert np.all(np.isfinite(bound)), case

@@ -14,7 +14,7 @@ from offload_jax.instance import toy
 from offload_jax.page import Section, Table, page
 
 pytestmark = pytest.mark.fast
-METHODS = [f"method {i}" for i in range(12)]
+METHODS = [f"method {i}" for i in range(14)]
 
 
 def luminance(colour: str) -> float:
@@ -39,7 +39,9 @@ def drawn() -> dict[str, object]:
     return {
         "by users": charts.gap_by(rng.integers(8, 25, 60), gaps, "users N"),
         "one instance": charts.gap_by(np.array([3]), {"a": np.array([0.0])}, "users N"),
-        "anytime": charts.anytime({"a": (seconds, 0.1 / seconds), "b": (seconds, 0 * seconds)}),
+        "anytime": charts.anytime(
+            {"a": (seconds, 0.1 / seconds), "b": (seconds, 0 * seconds)}, points={"c": (1e-3, 0.0)}
+        ),
         "scaling": charts.scaling([*rows, ("scip", 4, 1.0), ("scip", 8, 30.0)]),
         "certified": charts.certified(np.array([0.0, 0.01, 0.02])),
         "plan": figures.plan_figure(instance, solve(instance, "greedy")),
@@ -68,8 +70,35 @@ def test_every_chart_in_one_page() -> None:
     assert "@media print" in text
 
 
+def test_every_method_has_a_look_of_its_own() -> None:
+    looks = charts.styles(METHODS).values()
+    assert len({(look["color"], look["marker"], look["mfc"]) for look in looks}) == len(METHODS)
+
+
+def test_few_values_are_not_put_together() -> None:
+    values = np.repeat([4, 8, 12, 16, 20], [3, 7, 1, 5, 9])
+    assert np.array_equal(charts._groups(values, 8), values // 4 - 1)
+    many = charts._groups(np.arange(100), 8)
+    assert set(many) == set(range(8))
+    assert np.all(np.diff(many) >= 0)
+
+
+def test_legends_are_in_the_order_of_the_line_ends() -> None:
+    traces = {"low": (np.array([0.1, 1]), np.array([0.5, 0.01]))}
+    axes = charts.anytime(traces, points={"high": (0.1, 0.2), "none": (0.1, 0.0)}).axes[0]
+    legend = axes.get_legend()
+    assert [text.get_text() for text in legend.get_texts()] == ["high", "low", "none"]
+
+
+def test_numbers_on_axes() -> None:
+    shown = [charts._plain(number) for number in (1e6, 100.0, 1.0, 0.1, 1e-5)]
+    assert shown == ["1,000,000", "100", "1", "0.1", "0.00001"]
+
+
 def test_the_exponent_of_a_power_is_found() -> None:
     sizes = np.array([4, 8, 16, 32, 64])
     line = np.stack([sizes, 1e-3 * sizes**2.5], axis=1)
     assert charts.exponent(line) == pytest.approx(2.5)
     assert charts.exponent(line[:3]) is None
+    exponential = np.stack([sizes, 1e-3 * 2.0**sizes], axis=1)
+    assert charts.exponent(exponential) is None

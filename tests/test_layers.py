@@ -53,6 +53,8 @@ LAYERS = (
     "baselines.heuristics",
     "baselines.enumeration",
     "baselines.bound",
+    "baselines.levels",
+    "baselines.scip_program",
     "baselines.scip",
     "baselines.moves",
     "baselines.search",
@@ -107,7 +109,7 @@ HOMES = {
     "diffcp": ("splits.cones",),
     "moreau": ("splits.cones",),
     "matplotlib": ("charts", "figures"),
-    "pyscipopt": ("baselines.scip",),
+    "pyscipopt": ("baselines.scip_program",),
     "orbax": ("checkpoint",),
 }
 

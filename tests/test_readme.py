@@ -86,7 +86,10 @@ def test_results_are_those_of_the_files() -> None:
         "benchmarks/results/speed.md",
         "benchmarks/results/layers.md",
     ]
-    for name, text in shown:
+    methods = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+    more = re.findall(r"<!-- results: (\S+) -->\n\n?(.*?)\n\n?<!-- end -->", methods, re.DOTALL)
+    assert len(more) == 1
+    for name, text in shown + more:
         assert text.strip() == (ROOT / name).read_text(encoding="utf-8").strip(), name
 
 

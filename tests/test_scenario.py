@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+from pathlib import Path
+
 import jax
 import numpy as np
 import pytest
 from episodes import one, unchecked
 from problems import conforms
 
+from offload_jax.config import load_config
 from offload_jax.instance import Instance, load_instances, save_instances, stack, to_record, toy
 from offload_jax.scenario import DEVICE_PROFILE_MS, PRESETS, EdgeScenario, PaperScenario, sample
 
@@ -167,3 +171,16 @@ def test_validate_names_the_field(scenario, changes, field) -> None:
     scenario.validate()
     with pytest.raises(ValueError, match=rf"scenario\.{field} is .*; must be "):
         sample(unchecked(scenario, **changes), jax.random.key(0))
+
+
+@pytest.mark.parametrize("name", ["edge_large", "paper", "edge"])
+def test_presets_are_the_shipped_configurations(name) -> None:
+    assert load_config(name).scenario == PRESETS[name]
+
+
+def test_every_parameter_is_documented() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "scenarios.md").read_text(encoding="utf-8")
+    edge, paper = text.split("## edge\n")[1].split("## paper\n")
+    for scenario, part in ((EdgeScenario, edge), (PaperScenario, paper)):
+        for field in fields(scenario):
+            assert field.name == "kind" or f"| `{field.name}` |" in part, field.name

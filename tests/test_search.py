@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from episodes import jit, one, sample, spoil_padding, world
+from episodes import jit, one, spoil_padding, world
 
 from offload_jax import model
 from offload_jax.baselines import METHODS, apply_method, solve
@@ -18,7 +18,6 @@ from offload_jax.baselines.enumeration import enumerate_all
 from offload_jax.baselines.moves import Moves
 from offload_jax.baselines.search import Trace, repaired
 from offload_jax.gains import feasible_gain, gain_of, move_gains, pair_gains
-from offload_jax.scenario import EdgeScenario
 from offload_jax.soft import soft_evaluate
 from offload_jax.value import evaluate, solve_placed
 
@@ -134,9 +133,8 @@ def test_repair_denies_only_what_does_not_fit() -> None:
 
 def degenerate(count: int) -> dict[str, object]:
     """Instances that leave little or nothing to decide."""
-    scenario = EdgeScenario(num_users=(3, 5), batches=4, servers=2, models=2, budget=0.5)
-    plain = sample(scenario, jax.random.key(5), count)
-    alone = plain.mask & (jnp.arange(5)[:, None] == 0)
+    plain = world("edge", count)
+    alone = plain.mask & (jnp.arange(plain.num_users)[:, None] == 0)
     same = {
         name: jnp.broadcast_to(getattr(plain, name)[:1], getattr(plain, name).shape)
         for name in ("local_step", "alpha", "demand", "payload", "spectral_efficiency",
@@ -174,7 +172,7 @@ HEURISTICS = [name for name, method in METHODS.items() if method.assign or metho
 
 @pytest.mark.parametrize("name", [name for name in HEURISTICS if name != "top-b"])
 def test_degenerate_instances(name) -> None:
-    check_feasible(name, 4)
+    check_feasible(name, COUNT)
 
 
 @pytest.mark.slow

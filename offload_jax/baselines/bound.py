@@ -191,12 +191,13 @@ def _search(
         second=jnp.full((shape[1], *shape[3:]), 0.1),
         grant=jnp.zeros(shape[4:]),
     )
+    schedule = jnp.array([config.rounds, config.rate, config.blur])
     carry = prices, _ADAM.init(prices), jnp.full(shape[4:], jnp.inf)
     if budget_s is not None:
-        jax.block_until_ready(_improve(config, setting, carry, 0))  # compiles
+        jax.block_until_ready(_improve(schedule, setting, carry, 0))  # compiles
     began = time.perf_counter()
     for first in range(0, config.rounds, _BLOCK):
-        carry = _improve(config, setting, carry, first)
+        carry = _improve(schedule, setting, carry, first)
         jax.block_until_ready(carry)
         if budget_s is not None and time.perf_counter() - began > budget_s:
             break
@@ -209,16 +210,20 @@ _ADAM = optax.scale_by_adam(b1=0.9, b2=0.99, eps=1e-12)
 _Carry = tuple[_Prices, optax.OptState, Array]
 
 
-@partial(jax.jit, static_argnums=0)
-def _improve(config: BoundConfig, setting: _Setting, carry: _Carry, first: Array) -> _Carry:
-    """A block of Adam steps on the prices; keeps the least bound of each range."""
+@jax.jit
+def _improve(schedule: Array, setting: _Setting, carry: _Carry, first: Array) -> _Carry:
+    """A block of Adam steps on the prices; keeps the least bound of each range.
+
+    `schedule` is (rounds, rate, blur).
+    """
+    rounds, rate, blur = schedule
 
     def one(carry: _Carry, number: Array) -> tuple[_Carry, None]:
         prices, state, best = carry
-        decay = 0.01 ** (number / config.rounds)
-        slope, bound = jax.grad(_dual, has_aux=True)(prices, setting, config.blur * decay)
+        decay = 0.01 ** (number / rounds)
+        slope, bound = jax.grad(_dual, has_aux=True)(prices, setting, blur * decay)
         step, state = _ADAM.update(slope, state, prices)
-        prices = jax.tree.map(lambda x, dx: x - config.rate * decay * dx, prices, step).kept()
+        prices = jax.tree.map(lambda x, dx: x - rate * decay * dx, prices, step).kept()
         return (prices, state, jnp.minimum(best, bound)), None
 
     return jax.lax.scan(one, carry, first + jnp.arange(_BLOCK))[0]

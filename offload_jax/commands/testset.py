@@ -18,10 +18,11 @@ from offload_jax.baselines import apply_method
 from offload_jax.baselines.bound import BoundConfig, upper_bound
 from offload_jax.baselines.enumeration import enumerate_all, refuse_enumeration
 from offload_jax.baselines.local_search import local_search
+from offload_jax.baselines.scip import branch_and_bound, refuse_scip
 from offload_jax.baselines.search import run as run_search
 from offload_jax.config import ConfigError
 from offload_jax.gains import gain_of
-from offload_jax.instance import Instance
+from offload_jax.instance import Instance, toy
 from offload_jax.policies import best_of
 from offload_jax.scenario import PRESETS
 from offload_jax.testsets import SHIPPED, TestSet
@@ -44,6 +45,8 @@ class Arguments:
     """Run directories of policies that try too (best of 64)."""
     enumerated: bool = True
     """Try all assignments of the instances small enough for it."""
+    scip_s: float = 0.0
+    """Seconds of branch and bound for each instance that is not proven optimal yet; 0 for none."""
     bound_rounds: int = 1200
     """Rounds of the search for upper bounds; 0 for none."""
     seed: int = 0
@@ -73,6 +76,8 @@ def run(words: list[str], prog: str) -> int:
     known = testsets.searched(known, found)
     if parsed.enumerated:
         known = _enumerated(known, instances)
+    if parsed.scip_s:
+        known = _branched(known, parsed)
     if parsed.bound_rounds:
         config = BoundConfig(rounds=parsed.bound_rounds)
         bounds = upper_bound(instances, jnp.asarray(known.assignments()), config=config)
@@ -90,6 +95,10 @@ def _check(parsed: Arguments) -> None:
             raise ConfigError(f"{field} is {getattr(parsed, field)}; must be at least 0")
     if not parsed.seconds > 0:
         raise ConfigError(f"seconds is {parsed.seconds}; must be above 0")
+    if not parsed.scip_s >= 0:
+        raise ConfigError(f"scip-s is {parsed.scip_s}; must be at least 0")
+    if parsed.scip_s and (reason := refuse_scip(toy()[0])):
+        raise ConfigError(f"scip-s is {parsed.scip_s}; must be 0: {reason}")
 
 
 def _plans(parsed: Arguments, instances: Instance) -> Iterator[tuple[str, Assignment]]:
@@ -128,6 +137,22 @@ def _enumerated(known: TestSet, instances: Instance) -> TestSet:
     # Enumeration is in float32: its winner is proven up to that.
     bounds = np.where(np.isfinite(bounds), np.maximum(bounds, before), np.inf)
     return testsets.bounded(known, bounds, "enumeration")
+
+
+def _branched(known: TestSet, parsed: Arguments) -> TestSet:
+    """Branch and bound on every instance without a proof; kept one by one."""
+    open_ = [i for i, best in enumerate(known.best) if best.proof is None]
+    for done, i in enumerate(open_, 1):
+        plans, bounds = known.assignments(), np.full(len(known.best), np.inf)
+        instance = jax.tree.map(lambda x, i=i: x[..., i], known.instances)
+        proof = branch_and_bound(instance, parsed.scip_s, plans[:, i])
+        plans[:, i], bounds[i] = proof.assignment, proof.bound
+        known, better = testsets.improved(known, {"scip": plans})
+        known = testsets.bounded(known, bounds, "scip")
+        testsets.save(known, parsed.folder)
+        said = "optimal" if proof.closed else f"bound {proof.bound:.6g} s"
+        print(f"scip: {done} of {len(open_)}, {said}{', improved' * better}", flush=True)
+    return known
 
 
 def _summary(known: TestSet) -> str:
