@@ -57,6 +57,21 @@ def x64() -> Iterator[None]:
         yield
 
 
+_MAPS = Path("/proc/self/maps")
+_MANY_MAPS = 15_000  # Linux allows 65,530 for a process; each compiled program takes dozens
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_programs() -> Iterator[None]:
+    """Programs are dropped between modules before a process runs out of memory maps.
+
+    XLA would then crash, and say nothing.
+    """
+    yield
+    if _MAPS.exists() and len(_MAPS.read_text().splitlines()) > _MANY_MAPS:
+        jax.clear_caches()
+
+
 @pytest.fixture(scope="module")
 def quick_compiler() -> Iterator[None]:
     """Compiles 3x faster code that runs slower, here and in child processes.

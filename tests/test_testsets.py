@@ -114,6 +114,7 @@ def test_eval_updates_the_reference(small, tmp_path, monkeypatch, capsys) -> Non
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.slow
 def test_the_command_builds_and_improves(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.setitem(testsets.SHIPPED, "small", ("small", 3))
     monkeypatch.setitem(PRESETS, "small", WORLDS["edge"])
