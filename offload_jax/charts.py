@@ -93,25 +93,17 @@ def _half_width(gaps: np.ndarray) -> float:
     return float(error * special.stdtrit(len(gaps) - 1, 0.975))
 
 
-def anytime(
-    traces: Mapping[str, Trace],
-    methods: Sequence[str] = (),
-    points: Mapping[str, tuple[float, float]] | None = None,
-) -> Figure:
-    """Mean gap against the time spent on each instance, of methods that go on improving.
+def anytime(traces: Mapping[str, Trace], methods: Sequence[str] = ()) -> Figure:
+    """Mean gap against the time spent on each instance; a point where a method just ends.
 
-    `methods` are all of a comparison: colours are as in its other charts. `points` are of methods
-    that end by themselves: seconds for each instance, mean gap.
+    `methods` are all of a comparison: colours are as in its other charts.
     """
     figure, axes = new_figure(1, 1, (7.6, 4.2))
-    points = points or {}
-    look = styles(methods or list(dict.fromkeys([*traces, *points])))
+    look = styles(methods or list(traces))
     for name, (seconds, gap) in traces.items():
         x, y = 1e3 * np.maximum(seconds, 1e-6), 100 * np.maximum(gap, LEAST)
-        axes.step(x, y, where="post", label=name, markevery=[len(x) - 1], **look[name])
-    for name, (second, reached) in points.items():
-        at = 1e3 * max(second, 1e-6), 100 * max(reached, LEAST)
-        axes.plot([at[0]], [at[1]], ls="none", label=name, **look[name])
+        line = {} if len(x) > 1 else {"ls": "none"}
+        axes.step(x, y, where="post", label=name, markevery=[len(x) - 1], **look[name], **line)
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(_plain)
     _gap_axis(axes, "y")

@@ -33,9 +33,8 @@ class Detail:
     users: np.ndarray  # N
     load: np.ndarray  # images asked for, as a share of what the batches hold
     gaps: dict[str, np.ndarray]  # of each method
-    bound_gap: np.ndarray | None = (
-        None  # what is left to a proven upper bound, as a share of U_best
-    )
+    # What is left from the best plan to a proven upper bound, as a share of U_best - U_deny.
+    bound_gap: np.ndarray | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Lists, the gaps to five digits."""

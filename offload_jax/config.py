@@ -15,11 +15,9 @@ from offload_jax.checks import Checks
 from offload_jax.env import EnvConfig, EpisodeConfig
 from offload_jax.learner import Learner, LearnerConfig
 from offload_jax.networks import NetworkConfig
-from offload_jax.scenario import EdgeScenario, PaperScenario
+from offload_jax.scenario import SCENARIOS, EdgeScenario, PaperScenario
 from offload_jax.splits import SplitsConfig
 from offload_jax.tracking import TrackingConfig
-
-SCENARIOS = {"paper": PaperScenario, "edge": EdgeScenario}
 
 
 class ConfigError(ValueError):

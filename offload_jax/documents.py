@@ -180,11 +180,17 @@ def write(path: PathLike, documents: Sequence[dict[str, Any]]) -> None:
     """
     lines = [json.dumps(document, allow_nan=False) for document in documents]
     text = lines[0] if len(lines) == 1 else "[" + ",\n".join(lines) + "]"
+    replace_file(path, text + "\n")
+
+
+def replace_file(path: PathLike, content: str | bytes) -> None:
+    """Writes a file as a whole: whatever stops it, the path holds the old content or the new."""
+    content = content.encode() if isinstance(content, str) else content
     target = os.path.realpath(path)  # of a link, its file is replaced
     temporary = f"{target}.{uuid.uuid4().hex}.tmp"  # same directory, so that replacing is atomic
     try:
-        with open(temporary, "x", encoding="utf-8") as file:
-            file.write(text + "\n")
+        with open(temporary, "xb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())  # or a power cut could leave the new name with no content
         os.replace(temporary, target)

@@ -19,7 +19,7 @@ import numpy as np
 from scipy import special
 
 from offload_jax import model
-from offload_jax.baselines import METHODS, QUICK, apply_method, assigner, method_named
+from offload_jax.baselines import METHODS, QUICK, Show, apply_method, assigner, method_named
 from offload_jax.baselines.bound import upper_bound
 from offload_jax.comparison import ALL, HARD, Comparison, Detail, Row
 from offload_jax.instance import Instance, pad_users
@@ -57,16 +57,20 @@ def deciders(
     methods: Sequence[str] | None = None,
     solver: Solver = "native",
     budget_s: float | None = None,
+    show: Show = lambda done, total: None,
 ) -> dict[str, Decider]:
     """The methods to compare by name: baselines, and the policy for every number of samples.
 
     Baselines decide with `solver`, the policy with its own; `budget_s` is what searches and scip
-    may take for each instance. Raises ValueError for a method that does not exist.
+    may take for each instance. Methods that go through instances one by one call
+    `show(done, total)`. Raises ValueError for a method that does not exist.
     """
     chosen: dict[str, Decider] = {}
     for name in QUICK if methods is None else methods:
         method_named(name)
-        chosen[name] = partial(apply_method, name, solver=solver, budget_s=budget_s, key=key)
+        chosen[name] = partial(
+            apply_method, name, solver=solver, budget_s=budget_s, key=key, show=show
+        )
     for count in samples:
         if policy is None:
             break
@@ -96,10 +100,13 @@ def compare(
     known: Known | None = None,
     solver: Solver = "native",
     keep: dict[tuple[str, str], Decision] | None = None,
+    bounds: bool = False,
 ) -> Comparison:
     """Every method on every cell, the same instances for all; calls `progress(cell, method)` first.
 
     Plans are valued with `solver`. `keep` is filled with what was decided, by method and cell.
+    With `bounds` upper bounds of what any plan can gain are computed (`baselines.bound`), beside
+    those that are known or that methods prove.
 
     Rows of the cells are followed by rows of all instances together (cell "all"), and of the cells
     named in `hard` (cell "hard"). Exact methods that do not apply to a cell are left out. Raises
@@ -110,15 +117,14 @@ def compare(
     if not methods:
         reasons = "; ".join(left_out.values()) or "none was named"
         raise ValueError(f"methods holds none that applies ({reasons}); must hold at least one")
+    kept = {} if keep is None else keep
     found: dict[tuple[str, str], _Found] = {}
-    bounds: dict[str, np.ndarray] = {}
+    left: dict[str, np.ndarray] = {}  # to the bounds, as a share
     for cell, instances in cells.items():
         for name, decide in methods.items():
             progress(cell, name)
-            decision = decide(instances)
-            if keep is not None:
-                keep[name, cell] = decision
-            found[name, cell] = _measured(decision, instances, solver)
+            kept[name, cell] = decide(instances)
+            found[name, cell] = _measured(kept[name, cell], instances, solver)
         gains = [found[name, cell].gain for name in methods]
         best = np.max([*gains, *([known.gains[cell]] if known else [])], axis=0)
         for name in methods:
@@ -126,7 +132,13 @@ def compare(
             found[name, cell] = replace(found[name, cell], gap=gaps)
         proven = [found[name, cell].bound for name in methods]
         proven += [known.bounds[cell]] if known and cell in known.bounds else []
-        bounds[cell] = (np.min(proven, axis=0) - best) / np.maximum(best, 1e-9)
+        if bounds:
+            progress(cell, "upper bounds")
+            plans = np.stack([np.asarray(kept[name, cell].assignment) for name in methods])
+            winner = np.argmax(gains, axis=0)[None, None]
+            winner = jnp.asarray(np.take_along_axis(plans, winner, axis=0)[0])
+            proven.append(upper_bound(instances, winner))
+        left[cell] = (np.min(proven, axis=0) - best) / np.maximum(best, 1e-9)
     groups = {cell: [cell] for cell in cells}
     groups |= {ALL: list(cells)} if len(cells) > 1 else {}
     groups |= {HARD: list(hard)} if 0 < len(hard) < len(cells) else {}
@@ -139,50 +151,31 @@ def compare(
     reference = f"optimum ({exact[0]})" if exact else "best of the methods compared"
     return Comparison(
         reference=known.reference if known else reference,
-        detail=_detail(cells, list(methods), found, bounds),
+        detail=_detail(cells, list(methods), found, left),
         rows=rows,
         left_out=left_out,
     )
-
-
-def with_bounds(
-    comparison: Comparison,
-    cells: dict[str, Instance],
-    decided: Mapping[tuple[str, str], Decision],
-    solver: Solver = "native",
-) -> Comparison:
-    """The comparison with upper bounds of what any plan can gain (see `baselines.bound`)."""
-    gaps = []
-    for cell, instances in cells.items():
-        plans = [d.assignment for (_, where), d in decided.items() if where == cell]
-        gains = np.stack([np.asarray(_values(instances, plan, solver)[0]) for plan in plans])
-        best = np.argmax(gains, axis=0)
-        assignment = np.take_along_axis(np.stack(plans), best[None, None], axis=0)[0]
-        bound = upper_bound(instances, jnp.asarray(assignment))
-        gaps.append(bound / np.maximum(np.max(gains, axis=0), 1e-9) - 1)
-    detail = replace(comparison.detail, bound_gap=np.maximum(np.concatenate(gaps), 0))
-    return replace(comparison, detail=detail)
 
 
 def _detail(
     cells: dict[str, Instance],
     methods: Sequence[str],
     found: dict[tuple[str, str], _Found],
-    bounds: dict[str, np.ndarray],
+    left: dict[str, np.ndarray],
 ) -> Detail:
     def joined(values: Iterable[np.ndarray]) -> np.ndarray:
         return np.concatenate(list(values))
 
     masks = {cell: np.asarray(instances.mask) for cell, instances in cells.items()}
     asked = {c: np.sum(np.where(masks[c], cells[c].demand, 0), axis=0) for c in cells}
-    left = np.maximum(joined(bounds[cell] for cell in cells), 0)
+    bound_gap = np.maximum(joined(left[cell] for cell in cells), 0)
     return Detail(
         users=joined(masks[cell].sum(axis=0) for cell in cells),
         load=joined(
             asked[c] / np.maximum(np.asarray(cells[c].capacity).sum(axis=0), 1e-9) for c in cells
         ),
         gaps={name: joined(found[name, cell].gap for cell in cells) for name in methods},
-        bound_gap=left if np.all(np.isfinite(left)) else None,
+        bound_gap=bound_gap if np.all(np.isfinite(bound_gap)) else None,
     )
 
 
@@ -278,5 +271,5 @@ def validation_set(
     """Fixed instances to watch training by, and their reference gains (U - U_deny, s)."""
     instances = jax.jit(jax.vmap(scenario.sample, out_axes=-1))(jax.random.split(key, count))
     solver = baseline_solver(solver)
-    name = _reference(scenario, solver)[0]
-    return instances, _values(instances, assigner(name)(instances, solver=solver), solver)[0]
+    assignment = assigner(_reference(scenario, solver)[0])(instances, solver=solver)
+    return instances, _values(instances, assignment, solver)[0]

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from offload_jax import model
 from offload_jax.instance import Instance
@@ -237,9 +237,27 @@ def repeated(instance: Instance, count: int) -> Instance:
 
 
 def moved(
-    assignment: Int[Array, "users *batch"], user: Int[Array, "chunk"], to: Int[Array, "chunk"]
+    assignment: Int[Array, "users *batch"],
+    user: Int[Array, "chunk ..."],
+    to: Int[Array, "chunk ..."],
 ) -> Int[Array, "users chunk *batch"]:
-    """The assignment with one user at a time moved to a batch (from 1; 0 to deny)."""
-    extra = (1,) * (assignment.ndim - 1)
-    chosen = one_hot(user, assignment.shape[0]).reshape(-1, len(user), *extra)
-    return jnp.where(chosen, to.reshape(-1, *extra), assignment[:, None]).astype(jnp.int32)
+    """The assignment with one user at a time moved to a batch (from 1; 0 to deny).
+
+    `user` and `to` are the same for all instances, or of each: (chunk,) or (chunk, *batch).
+    """
+    user, to = (x.reshape(*x.shape, *(1,) * (assignment.ndim - x.ndim)) for x in (user, to))
+    chosen = one_hot(user, assignment.shape[0])
+    return jnp.where(chosen, to, assignment[:, None]).astype(jnp.int32)
+
+
+def exchanged(
+    assignment: Int[Array, "users ..."],
+    one: Bool[Array, "users ..."],
+    other: Bool[Array, "users ..."],
+) -> Int[Array, "users ..."]:
+    """The assignment with two users, each the only True one of its mask, in each other's place.
+
+    Axes after the users broadcast.
+    """
+    first, second = (jnp.sum(jnp.where(on, assignment, 0), axis=0) for on in (one, other))
+    return jnp.where(one, second, jnp.where(other, first, assignment)).astype(jnp.int32)

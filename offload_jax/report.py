@@ -134,8 +134,12 @@ def _times(study: Study) -> list[Section]:
     named = dict.fromkeys([*methods, *(name for name, _, _ in study.scaling)])
     shown = [name for name in named if name != "deny"]
     if study.traces:
-        drawn = charts.anytime(study.traces, shown)
-        text = "Methods that go on improving: the best plan so far against the time it took."
+        traces = {name: trace for name, trace in study.traces.items() if name != "deny"}
+        drawn = charts.anytime(traces, shown)
+        text = (
+            "The best plan so far against the time it took: lines of methods that go on improving, "
+            "points of those that just end."
+        )
         sections.append(Section("Gap against time", (text,), svg=charts.svg(drawn, "anytime")))
     if study.scaling:
         rows = [row for row in study.scaling if row[0] != "deny"]

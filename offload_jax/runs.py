@@ -28,12 +28,13 @@ from offload_jax import learner as learning
 from offload_jax.charts import save as save_figure
 from offload_jax.checkpoint import CheckpointError, Checkpoints
 from offload_jax.config import ConfigError, TrainConfig, load_config, to_yaml
+from offload_jax.documents import replace_file
 from offload_jax.evaluation import reference_name
 from offload_jax.figures import learning_curve
 from offload_jax.learner import LearnerState
 from offload_jax.loop import Callback, Reporter, Row, loop, stop_requests
 from offload_jax.policies import Policy
-from offload_jax.tracking import MetricsFile, Mirror, read_rows, replace_text
+from offload_jax.tracking import MetricsFile, Mirror, read_rows
 from offload_jax.value import check_all_local
 
 _TRAINING = 0  # the branch of the seed that training draws from (validation: loop.VALIDATION)
@@ -162,7 +163,7 @@ def _claimed(folder: Path) -> Iterator[None]:
 
 def _write_about(folder: Path, config: TrainConfig) -> dict[str, Any]:
     """Writes config.yaml and run.json; a run that goes on keeps its id and notes the restart."""
-    replace_text(folder / "config.yaml", to_yaml(config))
+    replace_file(folder / "config.yaml", to_yaml(config))
     path = folder / "run.json"
     about: dict[str, Any] = {"id": uuid.uuid4().hex[:8], "starts": []}
     if path.exists():
@@ -171,7 +172,7 @@ def _write_about(folder: Path, config: TrainConfig) -> dict[str, Any]:
         except ValueError as error:
             raise ConfigError(f"{path} is not JSON ({error}); remove it to go on") from None
     about["starts"].append({"time": datetime.now().astimezone().isoformat(), **provenance()})
-    replace_text(path, json.dumps(about, indent=1))
+    replace_file(path, json.dumps(about, indent=1))
     return about
 
 
@@ -180,7 +181,7 @@ def _write_end(folder: Path, about: dict[str, Any], step: int, seconds: float) -
     unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts bytes there, KiB elsewhere
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
     about["starts"][-1] |= {"step": step, "seconds": seconds, "peak_memory_mb": peak}
-    replace_text(folder / "run.json", json.dumps(about, indent=1))
+    replace_file(folder / "run.json", json.dumps(about, indent=1))
 
 
 def provenance() -> dict[str, Any]:

@@ -7,8 +7,9 @@ budgets. Sampling is pure, unbatched and jit-able: `jax.vmap(scenario.sample)(ke
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -272,11 +273,19 @@ class EdgeScenario:
 
 Scenario = PaperScenario | EdgeScenario
 
+SCENARIOS = {"paper": PaperScenario, "edge": EdgeScenario}  # by kind
+
 PRESETS: dict[str, Scenario] = {
     "paper": PaperScenario(),
     "edge": EdgeScenario(),
     "edge_large": EdgeScenario(num_users=tuple(range(50, 101)), batches=16, servers=8, models=4),
 }
+
+
+def from_settings(settings: Mapping[str, Any]) -> Scenario:
+    """The scenario of which `dataclasses.asdict` (or its JSON) gave these settings."""
+    tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
+    return SCENARIOS[settings["kind"]](**tuples)
 
 
 def sample(scenario: Scenario, key: Key) -> Instance:

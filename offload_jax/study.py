@@ -14,35 +14,43 @@ from offload_jax import model
 from offload_jax.baselines import METHODS, apply_method
 from offload_jax.baselines.search import Trace
 from offload_jax.evaluation import Decider
+from offload_jax.gains import gain_of
 from offload_jax.instance import Instance
+from offload_jax.plans import Decision
 from offload_jax.scenario import Scenario
 from offload_jax.types import Key
 from offload_jax.value import Solver
 
 Progress = Callable[[str], None]
+_gain = jax.jit(gain_of, static_argnums=2)
 
 
 def anytime(
     instances: Instance,
-    methods: Sequence[str],
+    decided: Mapping[str, Decision],
     budget_s: float,
     key: Key,
-    best_gain: np.ndarray,
+    known: np.ndarray | None = None,
     solver: Solver = "native",
     progress: Progress = lambda what: None,
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Of every search among the methods: seconds for each instance, and the mean gap by then.
+    """Of every method that has decided: seconds for each instance, and the mean gap by then.
 
-    Each gets `budget_s` seconds for each instance, all instances (one batch axis) side by side.
-    `best_gain` is U_best - U_deny (s); what a search finds beyond it counts as the best.
+    Searches are run again, for `budget_s` seconds an instance, all instances (one batch axis) side
+    by side; other methods have the one moment at which they ended. U_best is the best of all these
+    and of `known` gains (U - U_deny, s).
     """
-    traces = {}
-    for name in methods:
+    traces: dict[str, Trace] = {}
+    for name, decision in decided.items():
+        progress(f"gap against time: {name}")
         if name in METHODS and METHODS[name].search is not None:
-            progress(name)
             traces[name] = Trace()
             apply_method(name, instances, solver, budget_s, key, trace=traces[name])
-    best = np.max([best_gain, *(trace.gains[-1] for trace in traces.values())], axis=0)
+        else:
+            gain = np.asarray(_gain(instances, decision.assignment, solver))
+            traces[name] = Trace([decision.seconds], [gain])
+    last = [trace.gains[-1] for trace in traces.values()]
+    best = np.max([*last, *([] if known is None else [known])], axis=0)
 
     def mean_gap(gain: np.ndarray) -> float:
         return float(np.mean(model.gap(jnp.asarray(best), jnp.asarray(gain))))
@@ -64,11 +72,12 @@ def scaling(
     deciders: Mapping[str, Decider],
     sizes: Sequence[int],
     key: Key,
+    solver: Solver = "native",
     progress: Progress = lambda what: None,
 ) -> list[tuple[str, int, float]]:
     """(method, N, seconds per plan) for instances of exactly N users, compiling excluded.
 
-    Exact methods stop at the first size that they refuse.
+    Methods are left out at sizes that they refuse.
     """
     found = []
     for size in sizes:
@@ -77,11 +86,11 @@ def scaling(
         instances = jax.jit(jax.vmap(of_size.sample, out_axes=-1))(keys)
         few = jax.tree.map(lambda x: x[..., :_ONE_BY_ONE], instances)
         for name, decide in deciders.items():
-            progress(f"N = {size}: {name}")
             slow = name in METHODS and METHODS[name].prove is not None
             chosen = few if slow else instances
-            if name in METHODS and METHODS[name].refuse(chosen, "native"):
+            if name in METHODS and METHODS[name].refuse(chosen, solver):
                 continue
+            progress(f"time against users, N = {size}: {name}")
             decision = decide(chosen)
             if slow and decision.seconds < _COMPILING:  # compiled it may be faster
                 decision = decide(chosen)

@@ -9,26 +9,25 @@ replaces the known one before any gap is computed.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from offload_jax.documents import replace_file
 from offload_jax.gains import feasible_gain
 from offload_jax.instance import Instance
 from offload_jax.model import objective_denied
-from offload_jax.scenario import Scenario
-from offload_jax.types import Assignment
+from offload_jax.scenario import Scenario, from_settings
 
 FORMAT, VERSION = "offload-jax/testset", 1
-FOLDER = Path(__file__).parent / "data"
+FOLDER = Path(__file__).parent / "data"  # looked up at every call
 # Of the shipped sets: preset of scenario.py, and number of instances.
 SHIPPED = {"edge": ("edge", 512), "edge_large": ("edge_large", 64)}
 # Gains this near to each other are the same, as a share: what float32 leaves of a plan's gain.
@@ -49,7 +48,7 @@ class Best:
     gain: float  # U - U_deny, s
     assignment: tuple[int, ...]  # per real user
     method: str  # what found it first
-    searches: int = 0  # independent ones that have tried
+    searches: int = 0  # independent ones that have tried since it was found, or with it
     reached: int = 0  # of these, how many found a plan as good
     bound: float | None = None  # proven upper bound of the gain, s
     proof: str | None = None  # what proves that there is no better plan
@@ -64,7 +63,8 @@ class TestSet:
     name: str
     instances: Instance  # NumPy arrays
     best: tuple[Best, ...]
-    scenario: Mapping[str, Any]
+    scenario: Scenario  # what they were drawn from
+    seed: int
 
     @property
     def gains(self) -> np.ndarray:
@@ -103,7 +103,7 @@ def create(scenario: Scenario, name: str, count: int, seed: int = 2411_15781) ->
     denied = _denied(drawn)
     nobody = [(0,) * int(n) for n in mask.sum(axis=0)]
     best = [Best(float(u), 0.0, a, "deny") for u, a in zip(denied, nobody, strict=True)]
-    return TestSet(name, drawn, tuple(best), {**asdict(scenario), "seed": seed})
+    return TestSet(name, drawn, tuple(best), scenario, seed)
 
 
 def improved(testset: TestSet, found: Mapping[str, ArrayLike]) -> tuple[TestSet, int]:
@@ -160,21 +160,24 @@ def values_of(testset: TestSet, assignment: ArrayLike) -> np.ndarray:
         return np.asarray(_values(testset.instances, np.asarray(assignment, np.int32)))
 
 
-@jax.jit
-def _values(instances: Instance, assignment: Assignment) -> jax.Array:
-    return feasible_gain(instances, assignment)
+_values = jax.jit(feasible_gain)
+_objective_denied = jax.jit(objective_denied)
 
 
 def _denied(instances: Instance) -> np.ndarray:
     with jax.enable_x64(True):
-        return np.asarray(objective_denied(jax.tree.map(jnp.asarray, instances)))
+        return np.asarray(_objective_denied(instances))
 
 
 # ---- files
 
 
-def load(name: str, folder: Path = FOLDER) -> TestSet:
-    """A set by name. Raises TestSetError where it is missing or damaged."""
+def load(name: str, folder: Path | None = None) -> TestSet:
+    """A set by name, of `FOLDER` unless said otherwise.
+
+    Raises TestSetError where it is missing or damaged.
+    """
+    folder = FOLDER if folder is None else folder
     try:
         document = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
         with np.load(folder / f"{name}.npz") as arrays:
@@ -195,37 +198,34 @@ def load(name: str, folder: Path = FOLDER) -> TestSet:
         raise TestSetError(f"testset {name!r} is damaged: its instances are not those of its "
                            "checksum; install it again")  # fmt: skip
     best = [Best(**{**b, "assignment": tuple(b["assignment"])}) for b in document["best"]]
-    return TestSet(name, instances, tuple(best), document["scenario"])
+    scenario = from_settings(document["scenario"])
+    return TestSet(name, instances, tuple(best), scenario, document["seed"])
 
 
-def save(testset: TestSet, folder: Path = FOLDER) -> None:
-    """Writes what is known of a set, and its instances where they are not there yet."""
+def save(testset: TestSet, folder: Path | None = None) -> None:
+    """Writes what is known of a set, and its instances where they are not there yet.
+
+    Each file is replaced as a whole.
+    """
+    folder = FOLDER if folder is None else folder
     folder.mkdir(parents=True, exist_ok=True)
     arrays = folder / f"{testset.name}.npz"
     if not arrays.exists():
-        values = {f.name: getattr(testset.instances, f.name) for f in fields(Instance)}
-        _replace(arrays, lambda path: np.savez_compressed(path, **values))
+        content = io.BytesIO()
+        np.savez_compressed(content, **vars(testset.instances))
+        replace_file(arrays, content.getvalue())
     document = {
         "format": FORMAT,
         "version": VERSION,
         "name": testset.name,
-        "scenario": testset.scenario,
+        "scenario": asdict(testset.scenario),
+        "seed": testset.seed,
         "checksum": checksum(testset.instances),
         "best": [asdict(best) for best in testset.best],
     }
-    lines = json.dumps(document, default=list)
+    lines = json.dumps(document)
     lines = lines.replace('{"objective"', '\n{"objective"')  # a line per instance: small diffs
-    _replace(folder / f"{testset.name}.json", lambda path: path.write_text(lines + "\n", "utf-8"))
-
-
-def _replace(path: Path, write: Any) -> None:
-    """A whole file or none."""
-    part = path.with_name(f".part-{os.getpid()}-{path.name}")
-    try:
-        write(part)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    replace_file(folder / f"{testset.name}.json", lines + "\n")
 
 
 def checksum(instances: Instance) -> str:

@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Any, Literal, get_args
 
 from offload_jax.checks import Checks
+from offload_jax.documents import replace_file
 
 Mode = Literal["offline", "online", "off"]
 INIT_SECONDS = 20
@@ -47,7 +48,7 @@ class MetricsFile:
         rows = [row for row in read_rows(path) if up_to_step is None or row["step"] <= up_to_step]
         text = "".join(json.dumps(row) + "\n" for row in rows)
         if not path.exists() or path.read_bytes() != text.encode():
-            replace_text(path, text)
+            replace_file(path, text)
         self._file = path.open("ab", buffering=0)
 
     def append(self, row: Mapping[str, Any]) -> None:
@@ -71,16 +72,6 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         with contextlib.suppress(ValueError):  # of JSON, or of UTF-8
             rows.append(json.loads(line))
     return rows
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Writes a file as a whole: whatever stops it, the path holds the old text or the new."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 class Mirror:

@@ -40,7 +40,11 @@ def drawn() -> dict[str, object]:
         "by users": charts.gap_by(rng.integers(8, 25, 60), gaps, "users N"),
         "one instance": charts.gap_by(np.array([3]), {"a": np.array([0.0])}, "users N"),
         "anytime": charts.anytime(
-            {"a": (seconds, 0.1 / seconds), "b": (seconds, 0 * seconds)}, points={"c": (1e-3, 0.0)}
+            {
+                "a": (seconds, 0.1 / seconds),
+                "b": (seconds, 0 * seconds),
+                "ends by itself": (np.array([1e-3]), np.array([0.0])),
+            }
         ),
         "scaling": charts.scaling([*rows, ("scip", 4, 1.0), ("scip", 8, 30.0)]),
         "certified": charts.certified(np.array([0.0, 0.01, 0.02])),
@@ -84,9 +88,12 @@ def test_few_values_are_not_put_together() -> None:
 
 
 def test_legends_are_in_the_order_of_the_line_ends() -> None:
-    traces = {"low": (np.array([0.1, 1]), np.array([0.5, 0.01]))}
-    axes = charts.anytime(traces, points={"high": (0.1, 0.2), "none": (0.1, 0.0)}).axes[0]
-    legend = axes.get_legend()
+    traces = {
+        "low": (np.array([0.1, 1]), np.array([0.5, 0.01])),
+        "high": (np.array([0.1]), np.array([0.2])),
+        "none": (np.array([0.1]), np.array([0.0])),
+    }
+    legend = charts.anytime(traces).axes[0].get_legend()
     assert [text.get_text() for text in legend.get_texts()] == ["high", "low", "none"]
 
 

@@ -55,6 +55,21 @@ def test_eval_on_a_file(trained, capsys) -> None:
         (["eval", "--config", "edge"], "config is 'edge'; must be left out"),
         (["train", "--config", "smoke", "--config", "nope"], "config is 'nope'"),
         (["eval", "--no-policy", "--instances", "missing.json"], "missing.json"),
+        (["eval", "--no-policy", "--testset", "edges"], "testset is 'edges'; must be one of edge"),
+        (["eval", "--no-policy", "--testset", "edge", "--config", "edge"], "config is 'edge'"),
+        (
+            ["eval", "--no-policy", "--testset", "edge", "--instances", "a.json"],
+            "must be one of them",
+        ),
+        (["eval", "--no-policy", "--budget-s", "0"], "budget-s is 0.0; must be above 0"),
+        (["eval", "--no-policy", "--anytime", "-1"], "anytime is -1.0; must be at least 0"),
+        (["eval", "--no-policy", "--scaling", "0"], "scaling is (0,); must be numbers of users"),
+        (
+            ["eval", "--no-policy", "--instances", "a.json", "--scaling", "4"],
+            "a file tells no scenario",
+        ),
+        (["testset", "nowhere"], "name is 'nowhere'; must be one of edge"),
+        (["testset", "edge", "--seconds", "0"], "seconds is 0.0; must be above 0"),
         (["info", "--run", "nowhere"], "must be a run directory"),
     ],
 )

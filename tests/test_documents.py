@@ -168,3 +168,12 @@ def test_any_document_is_refused(document):
     assert_refused("<memory>", schema.parse_instances, document)
     assert_refused("<memory>", schema.parse_instances, json.dumps(document))
     assert_refused("<memory>", schema.parse_plan, document)
+
+
+@pytest.mark.fast
+def test_a_file_is_replaced_as_a_whole(tmp_path) -> None:
+    path = tmp_path / "config.yaml"
+    documents.replace_file(path, "old")
+    with pytest.raises(UnicodeEncodeError):
+        documents.replace_file(path, "new \udcff")
+    assert path.read_text() == "old"

@@ -127,3 +127,22 @@ def test_pictures(compared, tmp_path) -> None:
     for name, figure in drawn.items():
         charts.save(figure, tmp_path / f"{name}.png")
         assert (tmp_path / f"{name}.png").read_bytes()[:4] == b"\x89PNG", name
+
+
+def test_a_page_with_a_method_that_was_left_out(compared) -> None:
+    _, comparison = compared
+    rows = [("deny", 2, 1e-3), ("enumeration", 2, 0.1), ("enumeration", 4, 0.3)]
+    traces = {"grant": (np.array([0.1, 0.2]), np.array([0.2, 0.1]))}
+    study = report.Study("T", "t", comparison, traces, rows)
+    page = report.html(study)
+    assert "Time against users" in page
+    assert "enumeration" in page
+    assert "Gap by load" in page
+
+
+def test_bounds_are_above_the_best(compared) -> None:
+    methods = deciders(None, (), jax.random.key(0), ["deny", "greedy"])
+    bounded = compare({"edge": world("edge", 8)}, methods, bounds=True).detail
+    assert np.all(bounded.bound_gap >= 0)
+    assert np.all(np.isfinite(bounded.bound_gap))
+    assert compare({"edge": world("edge", 8)}, methods).detail.bound_gap is None

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from offload_jax import tracking
-from offload_jax.tracking import MetricsFile, Mirror, TrackingConfig, read_rows, replace_text
+from offload_jax.tracking import MetricsFile, Mirror, TrackingConfig, read_rows
 
 
 @pytest.mark.fast
@@ -47,15 +47,6 @@ def test_a_full_disk_is_an_error_not_a_lost_row(tmp_path) -> None:
         metrics._file = full
         with pytest.raises(OSError, match="No space left"):
             metrics.append({"step": 1})
-
-
-@pytest.mark.fast
-def test_a_file_is_replaced_as_a_whole(tmp_path) -> None:
-    path = tmp_path / "config.yaml"
-    replace_text(path, "old")
-    with pytest.raises(UnicodeEncodeError):
-        replace_text(path, "new \udcff")
-    assert path.read_text() == "old"
 
 
 OFFLINE = TrackingConfig(wandb="offline", project="tests", tags=("a",))

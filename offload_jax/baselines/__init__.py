@@ -28,7 +28,16 @@ from offload_jax.schema import Plan
 from offload_jax.types import Assignment, Key
 from offload_jax.value import Solver, check_all_local
 
-__all__ = ["METHODS", "QUICK", "Method", "apply_method", "assigner", "method_named", "solve"]
+__all__ = [
+    "METHODS",
+    "QUICK",
+    "Method",
+    "Show",
+    "apply_method",
+    "assigner",
+    "method_named",
+    "solve",
+]
 
 Show = Callable[[int, int], None]  # called with the work done and the work there is
 SCIP_SECONDS = 60.0  # of one instance, where no time is given
@@ -58,13 +67,16 @@ def _enumerate(
 ) -> tuple[np.ndarray, float]:
     del budget_s  # half an enumeration is worth nothing
     best = enumerate_all(instance, solver, show)
-    return np.asarray(best), float(gain_of(instance, best, solver))
+    return np.asarray(best), float(_gain(instance, best, solver))
+
+
+_gain = jax.jit(gain_of, static_argnums=2)
 
 
 def _scip(
     instance: Instance, solver: Solver, budget_s: float | None, show: Show
 ) -> tuple[np.ndarray, float]:
-    del show  # it cannot be told how much there is to do
+    del show  # SCIP does not know how much there is to do
     start = assigner("reduced-greedy")(instance, solver=solver)
     proof = branch_and_bound(instance, budget_s or SCIP_SECONDS, np.asarray(start))
     return proof.assignment, proof.bound
@@ -125,7 +137,7 @@ def apply_method(
     decision = timed((name, solver), instances, assign)
     if not method.optimal:
         return decision
-    bound = np.asarray(gain_of(instances, decision.assignment, solver))
+    bound = np.asarray(_gain(instances, decision.assignment, solver))
     return Decision(decision.assignment, decision.seconds, bound)
 
 

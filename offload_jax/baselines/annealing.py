@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from offload_jax.baselines.heuristics import reduced_greedy
 from offload_jax.baselines.search import Found, Search, found_at, start_from
-from offload_jax.gains import feasible_gain
+from offload_jax.gains import exchanged, feasible_gain
 from offload_jax.instance import Instance
 from offload_jax.types import Key
 from offload_jax.value import Solver
@@ -81,12 +81,12 @@ def _move(instance: Instance, found: Found, heat: Float[Array, ""], solver: Solv
         return (rank == pick) & instance.mask
 
     here, there = someone(keys[1]), someone(keys[2])
-    mine = jnp.sum(jnp.where(here, walk.assignment, 0), axis=0)
-    others = jnp.sum(jnp.where(there, walk.assignment, 0), axis=0)
-    swap = jax.random.uniform(keys[3], shape) < 0.5
-    to = jnp.where(swap, others, jax.random.randint(keys[4], shape, 0, instance.num_batches + 1))
-    changed = jnp.where(swap & there, mine, walk.assignment)
-    changed = jnp.where(here, to, changed).astype(jnp.int32)
+    to = jax.random.randint(keys[4], shape, 0, instance.num_batches + 1)
+    changed = jnp.where(
+        jax.random.uniform(keys[3], shape) < 0.5,
+        exchanged(walk.assignment, here, there),
+        jnp.where(here, to, walk.assignment),
+    )
     gain = feasible_gain(instance, changed, solver)
     luck = jax.random.uniform(keys[5], shape, minval=jnp.finfo(gain.dtype).tiny)
     taken = gain - walk.gain > heat * walk.scale * jnp.log(luck)

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from offload_jax.baselines.heuristics import reduced_greedy
 from offload_jax.baselines.search import Found, Search, found_at, repaired, shaken
-from offload_jax.gains import candidate_gains, repeated
+from offload_jax.gains import candidate_gains, exchanged, repeated
 from offload_jax.instance import Instance
 from offload_jax.segments import one_hot
 from offload_jax.types import Assignment, Key
@@ -32,9 +32,7 @@ class Breeding:
     seeded: bool = False  # begins with reduced-greedy's plan and shaken copies of it
 
 
-TUNED = Breeding(
-    elite=4, contest=3, uniform=True, exchange=0.3, move=0.04, seeded=True
-)  # see docs/methods.md
+TUNED = Breeding(elite=4, contest=3, uniform=True, exchange=0.3, move=0.04, seeded=True)
 
 
 @struct.dataclass
@@ -95,7 +93,7 @@ def _children(
     shape = now.gains.shape
 
     def parents() -> Assignment:
-        # The best of the first `contest` of as many random numbers; members are in no order.
+        # Each parent is the best of `contest` members drawn at random.
         rivals = jax.random.randint(next(keys), (plan.contest, *shape), 0, plan.population)
         strength = jnp.take_along_axis(now.gains[None], rivals, axis=1)
         winner = one_hot(jnp.argmax(strength, axis=0), plan.contest)
@@ -109,23 +107,11 @@ def _children(
         cut = jax.random.randint(next(keys), shape, 1, max(users, 2))
         from_mother = jnp.arange(users).reshape(-1, *(1,) * len(shape)) < cut
     children = jnp.where(from_mother, mother, father)
-    children = _exchanged(children, next(keys), plan.exchange)
+    happens, one, two = jax.random.split(next(keys), 3)
+    first, second = (one_hot(jax.random.randint(k, shape, 0, users), users) for k in (one, two))
+    happens = jax.random.uniform(happens, shape) < plan.exchange
+    children = jnp.where(happens, exchanged(children, first, second), children)
     crowd = repeated(instance, plan.population)
     children = shaken(crowd, children, next(keys), plan.move)[0]
     order = jnp.argsort(now.gains, axis=0, descending=True)[: plan.elite]
     return children.at[:, : plan.elite].set(_member(now.members, order))
-
-
-def _exchanged(
-    members: Int[Array, "users population *batch"], key: Key, chance: float
-) -> Int[Array, "users population *batch"]:
-    """With the given chance of each member, two of its users exchanged."""
-    coin, one, two = jax.random.split(key, 3)
-    users, shape = members.shape[0], members.shape[1:]
-    first = one_hot(jax.random.randint(one, shape, 0, users), users)
-    second = one_hot(jax.random.randint(two, shape, 0, users), users)
-    happens = jax.random.uniform(coin, shape) < chance
-    a = jnp.sum(jnp.where(first, members, 0), axis=0)
-    b = jnp.sum(jnp.where(second, members, 0), axis=0)
-    swapped = jnp.where(first, b, jnp.where(second, a, members))
-    return jnp.where(happens, swapped, members)

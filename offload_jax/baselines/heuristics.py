@@ -10,7 +10,7 @@ from jaxtyping import Array
 
 from offload_jax import model
 from offload_jax.env import EnvConfig, reset
-from offload_jax.gains import candidate_gains, exact_gains, gain_of, reduced_gains
+from offload_jax.gains import candidate_gains, exact_gains, gain_of, moved, reduced_gains
 from offload_jax.instance import Instance
 from offload_jax.segments import one_hot
 from offload_jax.splits import splits_config
@@ -96,10 +96,7 @@ def reduced_greedy(instance: Instance, solver: Solver = "native") -> Assignment:
         worth, pairs = jnp.moveaxis(worth, -1, 0), jnp.moveaxis(pairs, -1, 0)
 
         def granted(number: Array) -> Assignment:
-            pair = pairs[number]
-            return jnp.where(
-                one_hot(pair // batches, users), pair % batches + 1, assignment[:, None]
-            )
+            return moved(assignment, pairs[number] // batches, pairs[number] % batches + 1)
 
         gains = candidate_gains(instance, granted, checked, solver)
         gains = gains - gain(instance, placed, solution.split, solver)

@@ -11,13 +11,13 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from offload_jax import model
-from offload_jax.gains import candidate_gains, move_gains
+from offload_jax.gains import candidate_gains, exchanged, move_gains, moved
 from offload_jax.instance import Instance
 from offload_jax.segments import one_hot, pick_column
 from offload_jax.value import Solver, solve_placed
 
-# Neighbours of each kind that are solved exactly at a step. With 32 (16) a descent of edge (N = 24)
-# ends in the same local optimum as with all 444 for 95 (93) % of the instances.
+# Neighbours of each kind that are solved exactly at a step (benchmarks/quality.py tells what that
+# misses).
 PROMISING = 32
 
 
@@ -49,14 +49,10 @@ class Moves:
         first, second = (jnp.array(np.append(users, 0), jnp.int32) for users in self.pairs)
         exchange = number >= self.singles
         pair = jnp.where(exchange, number - self.singles, len(self.pairs[0]))
-        user = jnp.where(exchange, first[pair], number // (self.batches + 1))
-        other = jnp.where(exchange, second[pair], -1)
-        here, there = one_hot(user, self.users), one_hot(other, self.users)
-        now = assignment[:, None]
-        mine = jnp.sum(jnp.where(here, now, 0), axis=0)
-        others = jnp.sum(jnp.where(there, now, 0), axis=0)
-        to = jnp.where(exchange, others, number % (self.batches + 1))
-        return jnp.where(here, to, jnp.where(there, mine, now)).astype(jnp.int32)
+        one, other = (one_hot(users[pair], self.users) for users in (first, second))
+        both = exchanged(assignment[:, None], one, other)
+        single = moved(assignment, number // (self.batches + 1), number % (self.batches + 1))
+        return jnp.where(exchange, both, single)
 
     def take(
         self, assignment: Int[Array, "users *batch"], number: Int[Array, "*batch"]
@@ -122,7 +118,7 @@ class Moves:
             changes[: self.singles], single.reshape(self.singles, *stay.shape[1:]), -jnp.inf
         )
         both = jnp.where(changes[self.singles :], change[i, j] + change[j, i], -jnp.inf)
-        return jnp.concatenate([_largest(single), self.singles + _largest(both)])
+        return jnp.concatenate([_top(single), self.singles + _top(both)])
 
     def _outlook(
         self, instance: Instance, assignment: Int[Array, "users *batch"], solver: Solver
@@ -137,6 +133,6 @@ class Moves:
         return worth, jnp.concatenate([anywhere, room])[None]
 
 
-def _largest(gains: Float[Array, "moves *batch"]) -> Int[Array, "candidates *batch"]:
+def _top(gains: Float[Array, "moves *batch"]) -> Int[Array, "candidates *batch"]:
     count = min(PROMISING, gains.shape[0])
     return jnp.moveaxis(jax.lax.top_k(jnp.moveaxis(gains, 0, -1), count)[1], -1, 0)

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import tyro
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from offload_jax import runs, schema
 from offload_jax.baselines import METHODS, QUICK
+from offload_jax.baselines.bound import refuse_bound
 from offload_jax.certificate import Certificate, certify, merged
 from offload_jax.commands import results, sources
+from offload_jax.commands.progress import Stages
 from offload_jax.commands.sources import Source
 from offload_jax.comparison import ALL, Comparison
 from offload_jax.config import ConfigError, TrainConfig, load_config, nearest
@@ -27,13 +27,12 @@ from offload_jax.evaluation import (
     compare,
     deciders,
     refusals,
-    with_bounds,
 )
 from offload_jax.instance import Instance
 from offload_jax.plans import Decision
 from offload_jax.policies import Policy
 from offload_jax.splits import SplitsConfig
-from offload_jax.value import Solver, check_all_local
+from offload_jax.value import check_all_local
 
 
 @dataclass(frozen=True)
@@ -77,15 +76,16 @@ class Arguments:
     certified: int = 64
     """Plans in that sample."""
     no_policy: bool = False
-    """Compare the baselines alone (of --config's scenario, or on --instances)."""
+    """Compare the baselines alone (of --config's scenario, on --instances or --testset)."""
     config: str | None = None
-    """Scenario for --no-policy without --instances. Default: paper."""
+    """Scenario for --no-policy without --instances or --testset. Default: paper."""
     seed: int = 2**31
     """Of the fresh instances and the samples; other than training's."""
     out: Path | None = None
     """Where eval.json, the plans and the pictures go.
 
-    Default: eval/ in the run directory, or eval-FILE/ with --instances FILE.json."""
+    Default: eval/ in the run directory, or eval-NAME/ with --instances NAME.json or
+    --testset NAME."""
 
 
 def run(words: list[str], prog: str) -> int:
@@ -102,21 +102,29 @@ def run(words: list[str], prog: str) -> int:
     out = _out_folder(parsed.out or (folder or Path()) / _name(parsed))
     if policy:
         print(f"policy: {policy.source}", flush=True)
-    solver = baseline_solver(splits)
-    methods = deciders(policy, parsed.samples, key, parsed.methods, solver, parsed.budget_s)
-    for instances in source.cells.values():
-        _check_rules(instances, splits)
-    decided: dict[tuple[str, str], Decision] = {}
-    comparison = _compare(source, methods, solver, decided)
-    source.keep_better(decided)
-    if parsed.bounds:
-        comparison = with_bounds(comparison, source.cells, decided, solver)
-    name = _strongest(comparison, policy)
-    more = results.More(config.scenario, parsed.anytime, parsed.scaling, key)
-    study = results.studied(comparison, source, methods, decided, name, splits, more)
-    certificates = _certified(
-        source.cells, decided, name, splits, parsed.certified * parsed.certify
+    solver, stages = baseline_solver(splits), Stages(_stages(parsed, source))
+    methods = deciders(
+        policy, parsed.samples, key, parsed.methods, solver, parsed.budget_s, stages.step
     )
+    _check_source(source, methods, parsed, splits)
+    decided: dict[tuple[str, str], Decision] = {}
+    with stages:
+        comparison = compare(
+            source.cells,
+            methods,
+            source.hard,
+            lambda cell, name: stages.stage(f"{cell}: {name}"),
+            source.known,
+            solver,
+            decided,
+            parsed.bounds,
+        )
+        source.keep_better(decided)
+        name = _strongest(comparison, policy)
+        more = results.More(parsed.anytime, parsed.scaling, key)
+        study = results.studied(comparison, source, methods, decided, name, splits, more, stages)
+    count = parsed.certified if parsed.certify else 0
+    certificates = _certified(source.cells, decided, name, splits, count)
     about = {"source": _about(parsed, policy, splits), **runs.provenance()}
     written = results.write(study, out, about, certificates)
     for certificate in certificates:
@@ -174,11 +182,29 @@ def _splits(config: TrainConfig, parsed: Arguments) -> SplitsConfig:
     return chosen
 
 
-def _check_rules(instances: Instance, splits: SplitsConfig) -> None:
+def _check_source(
+    source: Source, methods: Mapping[str, Decider], parsed: Arguments, splits: SplitsConfig
+) -> None:
+    """Refuses what these instances do not allow."""
+    solver = baseline_solver(splits)
+    reasons = refusals(source.cells, methods, solver)
+    if len(reasons) == len(methods):
+        why = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+        raise ConfigError(f"methods has none that applies ({why}); must have at least one")
+    if parsed.bounds and (reason := refuse_bound(solver)):
+        raise ConfigError(f"bounds is given, which does not apply: {reason}")
     try:
-        check_all_local(instances, splits)
+        for instances in source.cells.values():
+            check_all_local(instances, splits)
     except ValueError as error:
         raise ConfigError(str(error)) from None
+
+
+def _stages(parsed: Arguments, source: Source) -> int:
+    """How many stages there will be, about: methods that do not apply are counted, too."""
+    methods = len(parsed.methods) + len(parsed.samples) * (not parsed.no_policy)
+    compared = len(source.cells) * (methods + parsed.bounds)
+    return compared + methods * (bool(parsed.anytime) + len(parsed.scaling))
 
 
 def _certified(
@@ -215,10 +241,15 @@ def _check(parsed: Arguments) -> None:
         raise ConfigError(f"seed is {parsed.seed}; must be in 0..{2**32 - 1}")
     if parsed.no_policy and parsed.run:
         raise ConfigError("run names a policy but no-policy leaves it out; give one of them")
-    if parsed.config is not None and (parsed.instances or not parsed.no_policy):
+    if parsed.config is not None and (parsed.instances or parsed.testset or not parsed.no_policy):
         raise ConfigError(
-            f"config is {parsed.config!r}; must be left out, but with no-policy and no instances: "
-            "a run has a scenario of its own"
+            f"config is {parsed.config!r}; must be left out, but with no-policy and without "
+            "instances or testset: a run and a test set have scenarios of their own"
+        )
+    if parsed.scaling and parsed.instances is not None:
+        raise ConfigError(
+            f"scaling is {parsed.scaling}; must be left out with instances: a file tells no "
+            "scenario to draw more users from"
         )
     if parsed.testset is not None and parsed.instances is not None:
         raise ConfigError("testset and instances are both given; must be one of them")
@@ -248,29 +279,3 @@ def _strongest(comparison: Comparison, policy: Policy | None) -> str:
     names = [m for m in comparison.methods() if policy is None or m not in METHODS]
     cell = ALL if ALL in cells else cells[0]
     return min(reversed(names), key=lambda name: comparison.row(name, cell).gap_mean)
-
-
-def _compare(
-    source: Source,
-    methods: dict[str, Decider],
-    solver: Solver,
-    decided: dict[tuple[str, str], Decision],
-) -> Comparison:
-    reasons = refusals(source.cells, methods, solver)
-    if len(reasons) == len(methods):
-        why = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
-        raise ConfigError(f"methods has none that applies ({why}); must have at least one")
-    run = partial(
-        compare, source.cells, methods, source.hard, known=source.known, solver=solver, keep=decided
-    )
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        return run()
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("evaluating", total=len(source.cells) * len(methods))
-
-        def show(cell: str, method: str) -> None:
-            bar.update(task, advance=1, description=f"{cell}: {method}")
-
-        return run(progress=show)

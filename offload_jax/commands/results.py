@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,13 +15,12 @@ from rich.markdown import Markdown
 
 from offload_jax import charts, figures, report, study
 from offload_jax.certificate import Certificate
+from offload_jax.commands.progress import Stages
 from offload_jax.commands.sources import Source
 from offload_jax.comparison import Comparison
 from offload_jax.evaluation import Decider, baseline_solver
-from offload_jax.gains import gain_of
 from offload_jax.instance import users_only
 from offload_jax.plans import Decision, to_plans
-from offload_jax.scenario import Scenario
 from offload_jax.schema import Plan
 from offload_jax.splits import SplitsConfig
 from offload_jax.types import Key
@@ -32,7 +30,6 @@ from offload_jax.types import Key
 class More:
     """What is measured beside the comparison."""
 
-    scenario: Scenario  # of the time against users
     anytime_s: float  # for each instance; 0: not measured
     sizes: tuple[int, ...]  # numbers of users; none: not measured
     key: Key
@@ -46,37 +43,35 @@ def studied(
     strongest: str,
     splits: SplitsConfig,
     more: More,
+    stages: Stages,
 ) -> report.Study:
     """The comparison with all that a page shows; `strongest` decided the plan that is drawn.
 
-    Both the search's traces and the plan are of the last cell: the one with most users.
+    Gaps against time, and the plan, are of the last cell: the one with most users.
     """
     solver = baseline_solver(splits)
     cell, instances = list(source.cells.items())[-1]
-    traces = {}
+    here = {name: decision for (name, of), decision in decided.items() if of == cell}
+    traces, rows = {}, []
     if more.anytime_s:
-        plans = [decision.assignment for (_, of), decision in decided.items() if of == cell]
-        gains = [np.asarray(gain_of(instances, plan, solver)) for plan in plans]
-        gains += [source.known.gains[cell]] if source.known else []
-        best = np.max(gains, axis=0)
-        names = list(methods)
-        traces = study.anytime(instances, names, more.anytime_s, more.key, best, solver, _say)
+        known = source.known.gains[cell] if source.known else None
+        traces = study.anytime(
+            instances, here, more.anytime_s, more.key, known, solver, stages.stage
+        )
+    if more.sizes and source.scenario:
+        rows = study.scaling(source.scenario, methods, more.sizes, more.key, solver, stages.stage)
     largest = int(np.argmax(np.sum(np.asarray(instances.mask), axis=0)))
     chosen = jax.tree.map(lambda x: x[..., largest : largest + 1], instances)
-    decision = Decision(decided[strongest, cell].assignment[..., largest : largest + 1], 0.0)
+    decision = Decision(here[strongest].assignment[..., largest : largest + 1], 0.0)
     plan = to_plans(chosen, decision, strongest, splits)[0]
     return report.Study(
         title=f"offload-jax: {source.name}",
         subtitle=f"{len(comparison.detail.users):,} instances",
         comparison=comparison,
         traces=traces,
-        scaling=study.scaling(more.scenario, methods, more.sizes, more.key, _say),
+        scaling=rows,
         plan=(users_only(jax.tree.map(lambda x: x[..., 0], chosen)), plan),
     )
-
-
-def _say(what: str) -> None:
-    print(f"measuring: {what}", file=sys.stderr, flush=True)
 
 
 def write(

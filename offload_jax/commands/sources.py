@@ -26,6 +26,7 @@ class Source:
 
     name: str
     cells: dict[str, Instance]
+    scenario: Scenario | None  # what they were drawn from; of a file nobody knows
     hard: Sequence[str] = ()
     known: Known | None = None
     records: Sequence[InstanceRecord] = ()  # of a file
@@ -50,7 +51,8 @@ class Source:
 
 def fresh(scenario: Scenario, per_cell: int, key: Key) -> Source:
     """`per_cell` new instances of every cell of a scenario."""
-    return Source(scenario.kind, sample_cells(scenario, per_cell, key), scenario.hard_cells())
+    cells = sample_cells(scenario, per_cell, key)
+    return Source(scenario.kind, cells, scenario, scenario.hard_cells())
 
 
 def of_testset(name: str) -> Source:
@@ -62,7 +64,8 @@ def of_testset(name: str) -> Source:
         {name: testset.gains},
         {name: testset.bounds},
     )
-    return Source(name, {name: testset.on_device()}, known=known, testset=testset)
+    cells = {name: testset.on_device()}
+    return Source(name, cells, testset.scenario, known=known, testset=testset)
 
 
 def of_file(path: Path, with_optima: bool) -> Source:
@@ -75,7 +78,7 @@ def of_file(path: Path, with_optima: bool) -> Source:
         name: stack([from_record(records[i]) for i in chosen]) for name, chosen in groups.items()
     }
     known = _optima(records, groups) if with_optima else None
-    return Source(path.stem, cells, known=known, records=records, groups=groups)
+    return Source(path.stem, cells, None, known=known, records=records, groups=groups)
 
 
 def _groups(path: Path, records: Sequence[InstanceRecord]) -> dict[str, list[int]]:

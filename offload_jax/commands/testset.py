@@ -26,7 +26,7 @@ from offload_jax.instance import Instance, toy
 from offload_jax.policies import best_of
 from offload_jax.scenario import PRESETS
 from offload_jax.testsets import SHIPPED, TestSet
-from offload_jax.types import Assignment
+from offload_jax.types import Assignment, Key
 
 
 @dataclass(frozen=True)
@@ -43,14 +43,10 @@ class Arguments:
     """Time of an iterated local search, for each instance."""
     policies: tuple[Path, ...] = ()
     """Run directories of policies that try too (best of 64)."""
-    enumerated: bool = True
-    """Try all assignments of the instances small enough for it."""
     scip_s: float = 0.0
     """Seconds of branch and bound for each instance that is not proven optimal yet; 0 for none."""
     bound_rounds: int = 1200
     """Rounds of the search for upper bounds; 0 for none."""
-    seed: int = 0
-    """Of all searches; another one finds other plans."""
     folder: Path = testsets.FOLDER
     """Where the set is, or is to be."""
 
@@ -67,15 +63,13 @@ def run(words: list[str], prog: str) -> int:
         preset, count = SHIPPED[parsed.name]
         known = testsets.create(PRESETS[preset], parsed.name, count)
     instances = known.on_device()
+    for name in ("greedy", "reduced-greedy"):
+        known = _offered(known, name, apply_method(name, instances).assignment, parsed)
     found: list[np.ndarray] = []
-    for method, assignment in _plans(parsed, instances):
-        known, better = testsets.improved(known, {method: assignment})
+    for method, assignment in _searches(parsed, instances, _key(known)):
+        known = _offered(known, method, assignment, parsed)
         found.append(testsets.values_of(known, assignment))
-        testsets.save(known, parsed.folder)
-        print(f"{method}: {better} of {len(known.best)} improved", flush=True)
-    known = testsets.searched(known, found)
-    if parsed.enumerated:
-        known = _enumerated(known, instances)
+    known = _enumerated(testsets.searched(known, found), instances)
     if parsed.scip_s:
         known = _branched(known, parsed)
     if parsed.bound_rounds:
@@ -101,11 +95,23 @@ def _check(parsed: Arguments) -> None:
         raise ConfigError(f"scip-s is {parsed.scip_s}; must be 0: {reason}")
 
 
-def _plans(parsed: Arguments, instances: Instance) -> Iterator[tuple[str, Assignment]]:
-    """The plans of everything that tries, one after the other, each with a key of its own."""
-    keys = map(partial(jax.random.fold_in, jax.random.key(parsed.seed)), itertools.count())
-    for name in ("greedy", "reduced-greedy"):
-        yield name, apply_method(name, instances).assignment
+def _offered(known: TestSet, method: str, assignment: Assignment, parsed: Arguments) -> TestSet:
+    """The set with what a method found, saved."""
+    known, better = testsets.improved(known, {method: assignment})
+    testsets.save(known, parsed.folder)
+    print(f"{method}: {better} of {len(known.best)} improved", flush=True)
+    return known
+
+
+def _key(known: TestSet) -> Key:
+    """Another one at every run: the same search again would be no further evidence."""
+    done = max(best.searches for best in known.best)
+    return jax.random.fold_in(jax.random.key(known.seed), done)
+
+
+def _searches(parsed: Arguments, instances: Instance, key: Key) -> Iterator[tuple[str, Assignment]]:
+    """What independent searches find, one after the other, each with a key of its own."""
+    keys = map(partial(jax.random.fold_in, key), itertools.count())
     anywhere = local_search(first_shake=1.0)
     for _ in range(parsed.restarts):
         yield "local-search, restarted", run_search(anywhere, instances, next(keys)).best
@@ -131,11 +137,11 @@ def _enumerated(known: TestSet, instances: Instance) -> TestSet:
             plans[:, i] = np.asarray(best)
             bounds[i] = float(gain_of(instance, best))
             print(f"enumeration: {len(small)} done", flush=True)
-    before = known.gains
+    if not small:
+        return known
     known, better = testsets.improved(known, {"enumeration": plans})
     print(f"enumeration: {better} of {len(small)} improved", flush=True)
     # Enumeration is in float32: its winner is proven up to that.
-    bounds = np.where(np.isfinite(bounds), np.maximum(bounds, before), np.inf)
     return testsets.bounded(known, bounds, "enumeration")
 
 
