@@ -93,17 +93,22 @@ def test_move_gains_are_derivatives_of_the_soft_value(x64) -> None:
         world("edge", COUNT),
     )
     plan = jit(METHODS["myopic"].assign)(instances)
-    placed = model.place(instances, plan)
-    solution = solve_placed(instances, placed, "native")
-    found = np.asarray(move_gains(instances, placed, solution.split, solution.price))
     choices = jnp.arange(instances.num_batches + 1).reshape(1, -1, 1)
     certain = (plan[:, None] == choices).astype(float)
-    slope = np.asarray(jax.grad(lambda p: jnp.sum(soft_evaluate(instances, p).value))(certain))
+
+    @jit
+    def all_of_them(plan, certain):
+        placed = model.place(instances, plan)
+        solution = solve_placed(instances, placed, "native")
+        facts = instances, placed, solution.split, solution.price
+        slope = jax.grad(lambda p: jnp.sum(soft_evaluate(instances, p).value))(certain)
+        return move_gains(*facts), pair_gains(*facts), slope
+
+    found, other, slope = (np.asarray(x) for x in all_of_them(plan, certain))
     real = np.broadcast_to(np.asarray(instances.mask)[:, None], found.shape)
     wanted = slope[:, 1:] - slope[:, :1]
     np.testing.assert_allclose(found[real], wanted[real], atol=1e-9)
     denied = np.asarray((plan == 0) & instances.mask)
-    other = np.asarray(pair_gains(instances, placed, solution.split, solution.price))
     both = np.moveaxis(found, 1, 0)[:, denied], np.moveaxis(other, 1, 0)[:, denied]
     np.testing.assert_allclose(*both, rtol=1e-9)
 

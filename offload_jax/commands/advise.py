@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import tyro
 
@@ -17,8 +18,10 @@ from offload_jax.advice import (
     RULES,
     WORTH,
     Advice,
+    BatchAdvice,
     Change,
     DeniedAdvice,
+    GrantedAdvice,
     ServerAdvice,
     advise,
 )
@@ -28,6 +31,9 @@ from offload_jax.instance import from_record
 from offload_jax.schema import InstanceRecord, Plan
 
 METHOD = "reduced-greedy"
+
+One = TypeVar("One")
+Columns = Sequence[tuple[str, Callable[[One], str]]]  # heading, and what an item has there
 
 
 @dataclass(frozen=True)
@@ -124,26 +130,21 @@ def _doing(advice: Advice, change: Change) -> str:
 
 
 def _servers(advice: Advice) -> str:
-    header = ["server", "budget GPU-s", "used GPU-s", "price s/GPU-s", "+1 GPU-s, s",
-              "and a change, s", "1 % faster steps, s"]  # fmt: skip
-    rows = [
-        [
-            f"{one.server}",
-            "no limit" if math.isinf(one.budget) else f"{one.budget:.2f}",
-            f"{one.use:.2f}",
-            _s(one.price),
-            _s(one.second),
-            _s(one.decided),
-            _s(one.faster),
-        ]
-        for one in advice.servers
-    ]
+    columns: Columns[ServerAdvice] = (
+        ("server", lambda one: f"{one.server}"),
+        ("budget GPU-s", lambda one: "no limit" if math.isinf(one.budget) else f"{one.budget:.2f}"),
+        ("used GPU-s", lambda one: f"{one.use:.2f}"),
+        ("price s/GPU-s", lambda one: _s(one.price)),
+        ("+1 GPU-s, s", lambda one: _s(one.second)),
+        ("and a change, s", lambda one: _s(one.decided)),
+        ("1 % faster steps, s", lambda one: _s(one.faster)),
+    )
     band = (
         f"Radio: 1 % more bandwidth ({0.01 * advice.bandwidth / 1e6:.3g} MHz) is worth "
         f"{_s(advice.wider)} s."
     )
     lines = [_server(advice, one) for one in advice.servers]
-    return "\n".join(["SERVERS AND RADIO", *lines, band, *_table(header, rows)])
+    return "\n".join(["SERVERS AND RADIO", *lines, band, *_table(columns, advice.servers)])
 
 
 def _server(advice: Advice, one: ServerAdvice) -> str:
@@ -184,22 +185,17 @@ def _batches(advice: Advice) -> str:
     full = [f"{one.batch}" for one in advice.batches if one.full]
     if full:
         lines.append(f"No denied user fits in batch {' or '.join(full)}.")
-    header = ["batch", "server", "images", "capacity", "room", "+1 image, s", "estimate, s",
-              "by a move, s"]  # fmt: skip
-    rows = [
-        [
-            f"{one.batch}",
-            f"{one.server}",
-            f"{one.load:g}",
-            f"{one.capacity:g}",
-            f"{one.room:g}",
-            _s(one.image),
-            _s(one.image_estimate),
-            _s(one.image_move),
-        ]
-        for one in advice.batches
-    ]
-    return "\n".join(["BATCHES", *lines, *_table(header, rows)])
+    columns: Columns[BatchAdvice] = (
+        ("batch", lambda one: f"{one.batch}"),
+        ("server", lambda one: f"{one.server}"),
+        ("images", lambda one: f"{one.load:g}"),
+        ("capacity", lambda one: f"{one.capacity:g}"),
+        ("room", lambda one: f"{one.room:g}"),
+        ("+1 image, s", lambda one: _s(one.image)),
+        ("estimate, s", lambda one: _s(one.image_estimate)),
+        ("by a move, s", lambda one: _s(one.image_move)),
+    )
+    return "\n".join(["BATCHES", *lines, *_table(columns, advice.batches)])
 
 
 def _denied(advice: Advice) -> str:
@@ -220,20 +216,16 @@ def _denied(advice: Advice) -> str:
         )
     if not waiting and not short:
         lines.append("Nobody waits for memory or GPU-seconds.")
-    header = ["user", "images", "best batch", "estimate, s", "exact, s", "why denied"]
-    rows = [
-        [
-            f"{one.user}",
-            f"{one.demand:g}",
-            f"{one.batch}",
-            _s(one.estimate),
-            _s(one.gain),
-            _why(one),
-        ]
-        for one in advice.denied
-    ]
+    columns: Columns[DeniedAdvice] = (
+        ("user", lambda one: f"{one.user}"),
+        ("images", lambda one: f"{one.demand:g}"),
+        ("best batch", lambda one: f"{one.batch}"),
+        ("estimate, s", lambda one: _s(one.estimate)),
+        ("exact, s", lambda one: _s(one.gain)),
+        ("why denied", _why),
+    )
     title = "DENIED, by what stops them and by estimate (reduced gain, from the prices)"
-    return "\n".join([title, *lines, *_table(header, rows, words=True)])
+    return "\n".join([title, *lines, *_table(columns, advice.denied, words=True)])
 
 
 def _why(one: DeniedAdvice) -> str:
@@ -253,19 +245,15 @@ def _granted(advice: Advice) -> str:
         f"User {first.user} would be dropped first: its grant is worth {_s(first.worth)} s, "
         f"what it costs the others included."
     )
-    header = ["user", "images", "batch", "worth, s", "own steps", "GPU-s"]
-    rows = [
-        [
-            f"{one.user}",
-            f"{one.demand:g}",
-            f"{one.batch}",
-            _s(one.worth),
-            f"{one.split:.1f} of {advice.steps:g}",
-            f"{one.use:.2f}",
-        ]
-        for one in advice.granted
-    ]
-    return "\n".join(["GRANTED, smallest worth first", line, *_table(header, rows)])
+    columns: Columns[GrantedAdvice] = (
+        ("user", lambda one: f"{one.user}"),
+        ("images", lambda one: f"{one.demand:g}"),
+        ("batch", lambda one: f"{one.batch}"),
+        ("worth, s", lambda one: _s(one.worth)),
+        ("own steps", lambda one: f"{one.split:.1f} of {advice.steps:g}"),
+        ("GPU-s", lambda one: f"{one.use:.2f}"),
+    )
+    return "\n".join(["GRANTED, smallest worth first", line, *_table(columns, advice.granted)])
 
 
 def _s(seconds: float) -> str:
@@ -277,8 +265,10 @@ def _images(count: float) -> str:
     return f"{count:g} image" + ("" if count == 1 else "s")
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]], words: bool = False) -> list[str]:
-    """Lines of a table, numbers on the right; `words` are what the last column holds."""
+def _table(columns: Columns[One], items: Sequence[One], words: bool = False) -> list[str]:
+    """Lines of a table, an item each, numbers on the right; `words` stand in the last column."""
+    header = [title for title, _ in columns]
+    rows = [[show(item) for _, show in columns] for item in items]
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     lines = []
     for line in (header, *rows):
