@@ -77,6 +77,38 @@ def test_local_search_ends_where_nothing_improves() -> None:
         assert gains.max() <= float(gain_of(instance, jnp.array(mine))) * (1 + 1e-5)
 
 
+def test_what_is_found_does_not_depend_on_who_else_is_searched_for() -> None:
+    instances = world("edge", COUNT)
+    some = jax.tree.map(lambda x: x[..., 2:4], instances)
+    plan = apply_method("local-search", some).assignment
+    np.testing.assert_array_equal(plan, decided("local-search")[0][:, 2:4])
+
+
+def test_estimates_are_exact_where_all_is_linear(x64) -> None:
+    """Fixed splits, no prices, nothing sent: only step times change, and those are linear."""
+    instances = jax.tree.map(
+        lambda x: x.astype(float) if jnp.issubdtype(x.dtype, jnp.floating) else x,
+        world("edge", COUNT),
+    )
+    linear = replace(
+        instances,
+        alpha=jnp.zeros_like(instances.alpha),
+        payload=jnp.zeros_like(instances.payload),
+        budget=jnp.full_like(instances.budget, jnp.inf),
+        local_step=instances.local_step + 10,  # s; everybody leaves as few steps as allowed
+        split_min=jnp.full_like(instances.split_min, 20),
+        accuracy_centre=jnp.full_like(instances.accuracy_centre, 20),
+    )
+    plan = jit(METHODS["myopic"].assign)(linear)
+    moves = Moves(linear.num_users, linear.num_batches)
+    found = np.asarray(jit(lambda i, a: moves.estimates(i, a, "native"))(linear, plan))
+    after = jit(lambda i, a: moves.gains(i, a, moves.all(a), "native"))(linear, plan)
+    wanted = np.asarray(after) - np.asarray(gains_of(linear, plan))
+    np.testing.assert_array_equal(np.isfinite(found), np.isfinite(wanted))
+    assert np.isfinite(found[moves.singles :]).any()
+    np.testing.assert_allclose(found, wanted, atol=1e-8)
+
+
 def test_moves_are_numbered_as_they_say() -> None:
     moves, plan = Moves(3, 2), np.array([0, 1, 2])
     assert moves.count == 9 + 3

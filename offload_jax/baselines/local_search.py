@@ -10,7 +10,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from offload_jax.baselines.heuristics import reduced_greedy
-from offload_jax.baselines.moves import Moves
+from offload_jax.baselines.moves import Moves, top
 from offload_jax.baselines.search import Found, Search, found_at, shaken, start_from
 from offload_jax.instance import Instance
 from offload_jax.types import Key
@@ -45,7 +45,7 @@ def local_search(shake: float = SHAKEN, first_shake: float = 0.0) -> Search:
     def advance(instance: Instance, found: Found, solver: Solver) -> Found:
         moves = Moves(instance.num_users, instance.num_batches)
         walk = _downhill(instance, moves, found.memory, solver)
-        walk, better = _step(instance, moves, walk, moves.all(walk.assignment), solver)
+        walk, better = _all_tried(instance, moves, walk, solver)
         found = found.offered(walk.assignment, walk.gain)
         # At a local optimum the next descent starts.
         again, key = shaken(instance, found.best, found.key, shake)
@@ -65,6 +65,23 @@ def _downhill(instance: Instance, moves: Moves, walk: _Walk, solver: Solver) -> 
         return walk, jnp.any(better)
 
     return jax.lax.while_loop(lambda carry: carry[1], step, (walk, jnp.bool_(True)))[0]
+
+
+def _all_tried(
+    instance: Instance, moves: Moves, walk: _Walk, solver: Solver
+) -> tuple[_Walk, Bool[Array, "*batch"]]:
+    """Every neighbour solved; steps to the best of those, until none of the best improves."""
+    gains = moves.gains(instance, walk.assignment, moves.all(walk.assignment), solver)
+    numbers = top(gains)
+
+    def step(carry: tuple[_Walk, Array, Array]) -> tuple[_Walk, Array, Array]:
+        walk, ever, _ = carry
+        walk, better = _step(instance, moves, walk, numbers, solver)
+        return walk, ever | better, jnp.any(better)
+
+    nowhere = jnp.zeros(walk.gain.shape, bool)
+    walk, ever, _ = jax.lax.while_loop(lambda c: c[2], step, (walk, nowhere, jnp.bool_(True)))
+    return walk, ever
 
 
 def _step(

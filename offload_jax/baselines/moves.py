@@ -13,7 +13,9 @@ from jaxtyping import Array, Bool, Float, Int
 from offload_jax import model
 from offload_jax.gains import candidate_gains, exchanged, move_gains, moved
 from offload_jax.instance import Instance
-from offload_jax.segments import one_hot, pick_column
+from offload_jax.model import Placement
+from offload_jax.segments import one_hot, pick, pick_column
+from offload_jax.splits import Solution
 from offload_jax.value import Solver, solve_placed
 
 # Neighbours of each kind that are solved exactly at a step (benchmarks/quality.py tells what that
@@ -100,11 +102,21 @@ class Moves:
     def promising(
         self, instance: Instance, assignment: Int[Array, "users *batch"], solver: Solver
     ) -> Int[Array, "candidates *batch"]:
-        """Numbers of the neighbours that gain most to first order: PROMISING of each kind.
+        """Numbers of the neighbours that gain most to first order: PROMISING of each kind."""
+        estimates = self.estimates(instance, assignment, solver)
+        single, both = estimates[: self.singles], estimates[self.singles :]
+        return jnp.concatenate([top(single), self.singles + top(both)])
 
-        Capacities are kept; the prices are those of the assignment's own splits.
+    def estimates(
+        self, instance: Instance, assignment: Int[Array, "users *batch"], solver: Solver
+    ) -> Float[Array, "moves *batch"]:
+        """What all neighbours gain over the assignment (s), to first order and by one solve.
+
+        Minus infinity as in `gains`; the prices are those of the assignment's own splits.
         """
-        worth, room = self._outlook(instance, assignment, solver)
+        placed = model.place(instance, assignment)
+        solution = solve_placed(instance, placed, solver)
+        worth, room = _outlook(instance, placed, solution)
         stay, demand = pick_column(assignment, worth), instance.demand
         single = jnp.where(demand[:, None] <= room, worth - stay[:, None], -jnp.inf)
         # What user i would have where user j is, and the room there is when j has left.
@@ -113,26 +125,44 @@ class Moves:
         left = sum(jnp.where(on, room[0, a], 0) for a, on in enumerate(here)) + demand[None]
         change = jnp.where(demand[:, None] <= left, at - stay[:, None], -jnp.inf)
         i, j = self.pairs
-        changes = self.changes(instance, assignment)
-        single = jnp.where(
-            changes[: self.singles], single.reshape(self.singles, *stay.shape[1:]), -jnp.inf
-        )
-        both = jnp.where(changes[self.singles :], change[i, j] + change[j, i], -jnp.inf)
-        return jnp.concatenate([_top(single), self.singles + _top(both)])
-
-    def _outlook(
-        self, instance: Instance, assignment: Int[Array, "users *batch"], solver: Solver
-    ) -> tuple[Float[Array, "users choices *batch"], Float[Array, "1 choices *batch"]]:
-        """What each user has in each batch to first order, denied (0) first; the room there is."""
-        placed = model.place(instance, assignment)
-        solution = solve_placed(instance, placed, solver)
-        worth = move_gains(instance, placed, solution.split, solution.price)
-        worth = jnp.concatenate([jnp.zeros_like(worth[:, :1]), worth], axis=1)
-        room = instance.capacity - placed.load + 1e-5 * jnp.maximum(instance.capacity, 1)
-        anywhere = jnp.full_like(room[:1], jnp.finfo(room.dtype).max / 4)
-        return worth, jnp.concatenate([anywhere, room])[None]
+        edge_steps = jnp.where(placed.granted, instance.steps - solution.split, 0)
+        both = change[i, j] + change[j, i] + _meetings(instance, placed, edge_steps)[i, j]
+        all_ = jnp.concatenate([single.reshape(self.singles, *stay.shape[1:]), both])
+        return jnp.where(self.changes(instance, assignment), all_, -jnp.inf)
 
 
-def _top(gains: Float[Array, "moves *batch"]) -> Int[Array, "candidates *batch"]:
+def _outlook(
+    instance: Instance, placed: Placement, solution: Solution
+) -> tuple[Float[Array, "users choices *batch"], Float[Array, "1 choices *batch"]]:
+    """What each user has in each batch to first order, denied (0) first; the room there is."""
+    worth = move_gains(instance, placed, solution.split, solution.price)
+    worth = jnp.concatenate([jnp.zeros_like(worth[:, :1]), worth], axis=1)
+    room = instance.capacity - placed.load + 1e-5 * jnp.maximum(instance.capacity, 1)
+    anywhere = jnp.full_like(room[:1], jnp.finfo(room.dtype).max / 4)
+    return worth, jnp.concatenate([anywhere, room])[None]
+
+
+def _meetings(
+    instance: Instance, placed: Placement, edge_steps: Float[Array, "users *batch"]
+) -> Float[Array, "users users *batch"]:
+    """What an exchange of two users is worth above its two moves, each with the other in place, s.
+
+    A move counts what two users cost each other where both would be, but they never meet there.
+    """
+    # Someone denied has no edge steps yet: as many as the other.
+    mine = jnp.where(placed.granted[:, None], edge_steps[:, None], edge_steps[None])
+    theirs = jnp.swapaxes(mine, 0, 1)
+    demand = instance.demand
+    alone = pick(placed.batch, model.own_slope(instance))  # X_kk of each user's batch
+    together = alone[:, None] + alone[None]
+    # X_kl of the batches of two users, the first one's slowed down.
+    slowed = [pick(placed.batch, instance.interference[:, k]) for k in range(instance.num_batches)]
+    apart = sum(jnp.where(placed.batch[None] == k, s[:, None], 0) for k, s in enumerate(slowed))
+    apart = apart + jnp.swapaxes(apart, 0, 1)
+    return (mine * demand[None] + theirs * demand[:, None]) * (together - apart)
+
+
+def top(gains: Float[Array, "moves *batch"]) -> Int[Array, "candidates *batch"]:
+    """Numbers of the PROMISING largest."""
     count = min(PROMISING, gains.shape[0])
     return jnp.moveaxis(jax.lax.top_k(jnp.moveaxis(gains, 0, -1), count)[1], -1, 0)

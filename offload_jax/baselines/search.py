@@ -92,9 +92,9 @@ def run(
     """
     start, advance = _compiled(search)
     warm_up(
-        (search, solver),
+        (search, solver, budget_s is None),
         instances,
-        lambda: advance(instances, start(instances, key, solver), solver).best,
+        lambda: advance(instances, start(instances, key, solver), solver, budget_s is None).best,
     )
     began = time.perf_counter()
     found = start(instances, key, solver)
@@ -107,18 +107,24 @@ def run(
         over = bool(jnp.all(found.done)) if budget_s is None else seconds >= budget_s
         if over:
             return found
-        found = advance(instances, found, solver)
+        found = advance(instances, found, solver, budget_s is None)
 
 
 @cache
 def _compiled(search: Search) -> tuple[Callable[..., Found], Callable[..., Found]]:
-    def next_round(instances: Instance, found: Found, solver: Solver) -> Found:
-        moved_on = search.advance(instances, found, solver)
-        return replace(moved_on, round=found.round + 1)
+    def next_round(instances: Instance, found: Found, solver: Solver, rest: bool) -> Found:
+        after = replace(search.advance(instances, found, solver), round=found.round + 1)
+        if not rest:
+            return after
+        # Those that are done rest: what is found must not depend on who else is searched for.
+        best = jnp.where(found.done, found.best, after.best)
+        return replace(
+            after, best=best, best_gain=jnp.where(found.done, found.best_gain, after.best_gain)
+        )
 
     return (
         jax.jit(search.start, static_argnums=2),
-        jax.jit(next_round, static_argnums=2),
+        jax.jit(next_round, static_argnums=(2, 3)),
     )
 
 
