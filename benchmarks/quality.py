@@ -10,7 +10,8 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,10 +23,12 @@ import tyro
 from benchmarks import suite
 from benchmarks.pymoo_search import pymoo_genetic
 from offload_jax import schema
+from offload_jax.advice import advise
 from offload_jax.baselines import apply_method, assigner
 from offload_jax.baselines.bound import BoundConfig, upper_bound
 from offload_jax.baselines.enumeration import count_assignments, enumerate_all
 from offload_jax.baselines.scip import branch_and_bound
+from offload_jax.documents import replace_file
 from offload_jax.gains import feasible_gain
 from offload_jax.instance import Instance, from_record
 from offload_jax.learner import sample_instances
@@ -41,10 +44,11 @@ _gain = jax.jit(feasible_gain)
 
 @dataclass(frozen=True)
 class Arguments:
-    """Run whole methods on sampled instances and compare what they find; some 20 minutes."""
+    """Run whole methods on sampled instances and compare what they find; some 25 minutes."""
 
     parts: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
-    """Parts to run: enumeration, heuristics, searches, bounds, proofs, pymoo. Default: all."""
+    """Parts to run: enumeration, heuristics, searches, bounds, proofs, pymoo, advice.
+    Default: all."""
     out: Path | None = None
     """JSON file to write; parts that it has already, and that are not run, stay in it."""
 
@@ -52,11 +56,11 @@ class Arguments:
 def main(words: Sequence[str] | None = None) -> int:
     """0 good, 2 refused."""
     parsed = tyro.cli(Arguments, args=words, prog="python -m benchmarks.quality")
-    unknown = [name for name in parsed.parts if name not in PARTS]
-    if unknown:
-        print(f"error: parts has {unknown[0]!r}; must be among {', '.join(PARTS)}", file=sys.stderr)
+    try:
+        _check(parsed)
+    except suite.UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
         return 2
-    suite.checked_out(parsed.out)
     found: dict[str, Any] = {}
     if parsed.out is not None and parsed.out.exists():
         found = json.loads(parsed.out.read_text(encoding="utf-8"))
@@ -67,8 +71,21 @@ def main(words: Sequence[str] | None = None) -> int:
             rows.append(row)
         found[name] = {"provenance": suite.provenance(), "rows": rows}
         if parsed.out is not None:
-            parsed.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+            replace_file(parsed.out, json.dumps(found, indent=1) + "\n")
     return 0
+
+
+def _check(parsed: Arguments) -> None:
+    """Refuses before anything is run."""
+    for name in parsed.parts:
+        if name not in PARTS:
+            raise suite.UsageError(f"parts has {name!r}; must be among {', '.join(PARTS)}")
+    for name, (module, extra) in NEEDS.items():
+        if name in (parsed.parts or PARTS) and find_spec(module) is None:
+            raise suite.UsageError(
+                f"parts has {name!r}, which needs {module}: pip install 'offload-jax[{extra}]'"
+            )
+    suite.checked_out(parsed.out)
 
 
 def _short(value: Any) -> str:
@@ -88,10 +105,20 @@ def enumeration() -> Iterator[Row]:
 
 
 def heuristics() -> Iterator[Row]:
-    """1,024 instances side by side; gaps to local search that restarts for 0.1 s an instance."""
-    instances = _sample(FULL, jax.random.key(0), 1024)
+    """1,024 instances side by side; gaps to local search that restarts for 0.1 s an instance.
+
+    As shipped, with scarcer memory, and with scarce GPU time.
+    """
+    worlds = {
+        "edge": FULL,
+        "edge, capacity factor 6, budget 2.5": replace(FULL, capacity_factor=6.0, budget=2.5),
+        "edge, budget 1": replace(FULL, budget=1.0),
+    }
     names = ("myopic", "reduced-greedy", "greedy", "local-search")
-    yield from _compared(instances, dict.fromkeys(names), 0.1)
+    for name, scenario in worlds.items():
+        instances = _sample(scenario, jax.random.key(0), 1024)
+        for row in _compared(instances, dict.fromkeys(names), 0.1):
+            yield {"scenario": name, **row}
 
 
 def searches() -> Iterator[Row]:
@@ -225,6 +252,31 @@ def pymoo() -> Iterator[Row]:
         }
 
 
+def advice() -> Iterator[Row]:
+    """How far prices and reduced gains can be believed, around 60 plans of reduced-greedy."""
+    instances = _sample(EdgeScenario(), jax.random.key(4), 60)
+    plans = np.asarray(apply_method("reduced-greedy", instances).assignment)
+    told = [advise(jax.tree.map(lambda x, i=i: x[..., i], instances), plans[:, i])
+            for i in range(60)]  # fmt: skip
+    servers = [server for one in told for server in one.servers]
+    binding = [server for server in servers if server.binds]
+    denied = [user for one in told for user in one.denied]
+    shares = np.array([server.second / server.price for server in binding])
+    estimates, gains = np.array([(user.estimate, user.gain) for user in denied]).T
+    yield {
+        "plans": len(told),
+        "budgets": len(servers),
+        "binding": len(binding),
+        "second_by_price_mean": float(shares.mean()),
+        "second_by_price_min": float(shares.min()),
+        "second_by_price_max": float(shares.max()),
+        "not_binding_but_worth_a_second": sum(s.decided > 0 for s in servers if not s.binds),
+        "denied": len(denied),
+        "estimate_above_gain_median_s": float(np.median(estimates - gains)),
+        "estimate_gain_correlation": float(np.corrcoef(estimates, gains)[0, 1]),
+    }
+
+
 def _one(scenario: Scenario, seed: int) -> Instance:
     return jax.jit(scenario.sample)(jax.random.key(seed))
 
@@ -236,7 +288,10 @@ PARTS: dict[str, Callable[[], Iterator[Row]]] = {
     "bounds": bounds,
     "proofs": proofs,
     "pymoo": pymoo,
+    "advice": advice,
 }
+# What parts need besides the package: module and extra.
+NEEDS = {"proofs": ("pyscipopt", "scip"), "pymoo": ("pymoo", "bench")}
 
 
 if __name__ == "__main__":

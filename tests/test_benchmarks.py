@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from scipy import stats
 
-from benchmarks import compare, layers, suite, table
+from benchmarks import compare, layers, quality, suite, table
 from benchmarks.__main__ import main
 from benchmarks.suite import ALL, UsageError
 
@@ -269,3 +269,27 @@ def test_a_shadowed_package_is_refused(checkout):
     with pytest.raises(UsageError, match="offload_jax of this is not what Python imports"):
         compare.compare("HEAD", ["splits"], 1, 1, True, print, checkout)
     assert len(git(checkout, "worktree", "list").splitlines()) == 1
+
+
+def test_quality_keeps_parts_that_were_not_run(tmp_path, capsys, monkeypatch):
+    out = tmp_path / "quality.json"
+    out.write_text(json.dumps({"proofs": "as before"}))
+    monkeypatch.setitem(quality.PARTS, "bounds", lambda: iter([{"gap_mean": 0.25, "rounds": 3}]))
+    assert quality.main(["bounds", "--out", str(out)]) == 0
+    assert "bounds gap_mean=0.25 rounds=3" in capsys.readouterr().out
+    document = json.loads(out.read_text())
+    assert document["proofs"] == "as before"
+    assert document["bounds"]["rows"] == [{"gap_mean": 0.25, "rounds": 3}]
+    assert document["bounds"]["provenance"]["commit"]
+
+
+def test_quality_refuses_what_cannot_run(tmp_path, capsys, monkeypatch):
+    assert quality.main(["bound", "--out", str(tmp_path / "quality.json")]) == 2
+    refused = capsys.readouterr().err
+    assert "parts has 'bound'; must be among" in refused
+    assert all(part in refused for part in quality.PARTS)
+    assert quality.main(["bounds", "--out", str(tmp_path / "nowhere" / "quality.json")]) == 2
+    assert "its folder must exist" in capsys.readouterr().err
+    monkeypatch.setitem(quality.NEEDS, "bounds", ("no_such_module", "bench"))
+    assert quality.main(["bounds"]) == 2
+    assert "needs no_such_module: pip install 'offload-jax[bench]'" in capsys.readouterr().err
