@@ -30,7 +30,7 @@ from offload_jax.baselines.enumeration import count_assignments, enumerate_all
 from offload_jax.baselines.scip import branch_and_bound
 from offload_jax.documents import replace_file
 from offload_jax.gains import feasible_gain
-from offload_jax.instance import Instance, from_record
+from offload_jax.instance import Instance, from_record, taken
 from offload_jax.learner import sample_instances
 from offload_jax.scenario import PRESETS, EdgeScenario, PaperScenario, Scenario
 
@@ -227,7 +227,7 @@ def pymoo() -> Iterator[Row]:
     found: dict[str, tuple[np.ndarray, float]] = {}
     seconds, gains = [], []
     for i in range(8):
-        instance = jax.tree.map(lambda x, i=i: x[..., i], instances)
+        instance = taken(instances, i)
         gain, took = pymoo_genetic(instance, population=100, generations=200, seed=i)
         gains.append(gain)
         seconds.append(took)
@@ -235,7 +235,7 @@ def pymoo() -> Iterator[Row]:
     for name in ("genetic", "genetic-tuned", "local-search"):
         gains, seconds = [], []
         for i in range(8):
-            one = jax.tree.map(lambda x, i=i: x[..., i : i + 1], instances)
+            one = taken(instances, slice(i, i + 1))
             decision = apply_method(name, one, key=jax.random.key(i))
             gains.append(float(_gain(one, decision.assignment)[0]))
             seconds.append(decision.seconds)
@@ -256,7 +256,7 @@ def advice() -> Iterator[Row]:
     """How far prices and reduced gains can be believed, around 60 plans of reduced-greedy."""
     instances = _sample(EdgeScenario(), jax.random.key(4), 60)
     plans = np.asarray(apply_method("reduced-greedy", instances).assignment)
-    told = [advise(jax.tree.map(lambda x, i=i: x[..., i], instances), plans[:, i])
+    told = [advise(taken(instances, i), plans[:, i])
             for i in range(60)]  # fmt: skip
     servers = [server for one in told for server in one.servers]
     binding = [server for server in servers if server.binds]

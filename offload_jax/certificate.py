@@ -46,7 +46,7 @@ def merged(parts: Sequence[Certificate]) -> Certificate:
 def certify(
     instances: Instance, assignment: Assignment, solver: Solver = "native"
 ) -> list[Certificate]:
-    """Solves the splits of plans (batch last) again with every other solver, in float64.
+    """Solves the splits of plans (batch last) again with every other installed solver, in float64.
 
     Both sides are given the same numbers in float64, so that nothing but the solvers can differ.
     """
@@ -55,9 +55,22 @@ def certify(
         exact = jax.tree.map(_widened, instances)
         plan = jnp.asarray(np.asarray(assignment))
         own = _outcome(exact, plan, config)
-        able = [name for name in SOLVERS if not (name == "native" and config.rules)]
-        others = [replace(config, solver=name) for name in able if name != config.solver]
+        others = other_solvers(config)
         return [_compared(exact, own, _outcome(exact, plan, other), other) for other in others]
+
+
+def other_solvers(config: SplitsConfig) -> list[SplitsConfig]:
+    """The same splits by every other solver that is installed and knows the rules."""
+    able = [replace(config, solver=name) for name in SOLVERS if name != config.solver]
+    return [other for other in able if not _refused(other)]
+
+
+def _refused(config: SplitsConfig) -> bool:
+    try:
+        config.validate()
+    except ValueError:
+        return True
+    return False
 
 
 _evaluate = jax.jit(evaluate, static_argnames="solver")  # compiled once for all cells

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy import special
+
+from offload_jax.comparison import half_width
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -61,7 +62,7 @@ def gap_by(
     for shift, (name, gap) in zip(aside, gaps.items(), strict=True):
         members = [gap[group == g] for g in np.unique(group)]
         means = np.array([m.mean() for m in members])
-        errors = np.array([_half_width(m) for m in members])
+        errors = np.nan_to_num([half_width(m) for m in members])
         low, high = (100 * np.maximum(means + e, LEAST) for e in (-errors, errors))
         color = look[name]["color"]
         axes.plot(centres + shift, 100 * np.maximum(means, LEAST), label=name, lw=1.2, **look[name])
@@ -83,14 +84,6 @@ def _groups(values: np.ndarray, parts: int) -> np.ndarray:
         return own
     edges = np.unique(np.quantile(values, np.linspace(0, 1, parts + 1)))
     return np.minimum(np.searchsorted(edges, values, side="right"), len(edges) - 1) - 1
-
-
-def _half_width(gaps: np.ndarray) -> float:
-    """Of the 95 % interval of the mean; 0 for one instance, which says nothing about others."""
-    if len(gaps) < 2:
-        return 0.0
-    error = np.std(gaps, ddof=1) / np.sqrt(len(gaps))
-    return float(error * special.stdtrit(len(gaps) - 1, 0.975))
 
 
 def anytime(traces: Mapping[str, Trace], methods: Sequence[str] = ()) -> Figure:

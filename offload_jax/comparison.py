@@ -6,8 +6,17 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
+from scipy import special
 
 ALL, HARD = "all", "hard"
+
+
+def half_width(values: np.ndarray) -> float:
+    """Of the 95 % t-interval of the mean; NaN for one value, which says nothing about others."""
+    if len(values) < 2:
+        return float("nan")
+    error = np.std(values, ddof=1) / np.sqrt(len(values))
+    return float(error * special.stdtrit(len(values) - 1, 0.975))
 
 
 @dataclass(frozen=True)
@@ -18,7 +27,7 @@ class Row:
     cell: str
     instances: int
     gap_mean: float
-    gap_ci95: float  # half width of the 95 % confidence interval of the mean
+    gap_ci95: float  # half width of the 95 % confidence interval of the mean; NaN: one instance
     gap_p95: float
     gap_max: float
     score_mean: float  # 0.1 U / N
@@ -75,6 +84,7 @@ class Comparison:
         cells: dict[str, Any] = {}
         for row in self.rows:
             numbers = asdict(row)
+            numbers["gap_ci95"] = None if np.isnan(row.gap_ci95) else row.gap_ci95
             cells.setdefault(numbers.pop("cell"), {})[numbers.pop("method")] = numbers
         return {
             "reference": self.reference,

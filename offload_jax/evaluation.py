@@ -8,6 +8,7 @@ A plan better than what is known counts as the best before any gap is computed.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -16,14 +17,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy import special
 
 from offload_jax import model
 from offload_jax.baselines import METHODS, QUICK, Show, apply_method, assigner, method_named
 from offload_jax.baselines.bound import upper_bound
-from offload_jax.comparison import ALL, HARD, Comparison, Detail, Row
+from offload_jax.comparison import ALL, HARD, Comparison, Detail, Row, half_width
 from offload_jax.instance import Instance, pad_users
-from offload_jax.plans import Decision
+from offload_jax.plans import Decision, wrong_bounds
 from offload_jax.policies import Policy, timed_best_of
 from offload_jax.scenario import EdgeScenario, PaperScenario
 from offload_jax.splits import splits_config
@@ -126,19 +126,27 @@ def compare(
             kept[name, cell] = decide(instances)
             found[name, cell] = _measured(kept[name, cell], instances, solver)
         gains = [found[name, cell].gain for name in methods]
-        best = np.max([*gains, *([known.gains[cell]] if known else [])], axis=0)
+        gains += [known.gains[cell]] if known else []
+        best = np.max(gains, axis=0, initial=0)  # all can be denied
         for name in methods:
-            gaps = np.asarray(model.gap(jnp.asarray(best), jnp.asarray(found[name, cell].gain)))
-            found[name, cell] = replace(found[name, cell], gap=gaps)
+            found[name, cell] = found[name, cell].against(best)
         proven = [found[name, cell].bound for name in methods]
         proven += [known.bounds[cell]] if known and cell in known.bounds else []
         if bounds:
             progress(cell, "upper bounds")
             plans = np.stack([np.asarray(kept[name, cell].assignment) for name in methods])
-            winner = np.argmax(gains, axis=0)[None, None]
+            winner = np.argmax(gains[: len(methods)], axis=0)[None, None]
             winner = jnp.asarray(np.take_along_axis(plans, winner, axis=0)[0])
             proven.append(upper_bound(instances, winner))
-        left[cell] = (np.min(proven, axis=0) - best) / np.maximum(best, 1e-9)
+        least = np.min(proven, axis=0)
+        if np.any(wrong_bounds(least, best)):
+            i = int(np.argmax(best - least))
+            warnings.warn(
+                f"cell {cell!r}, instance {i}: an upper bound, {least[i]:.7g} s, is below the gain "
+                f"of a feasible plan, {best[i]:.7g} s; one of the methods that prove is wrong",
+                stacklevel=2,
+            )
+        left[cell] = (least - best) / np.maximum(best, 1e-9)
     groups = {cell: [cell] for cell in cells}
     groups |= {ALL: list(cells)} if len(cells) > 1 else {}
     groups |= {HARD: list(hard)} if 0 < len(hard) < len(cells) else {}
@@ -195,19 +203,24 @@ def refusals(
 class _Found:
     """What one method found on one cell; arrays over instances."""
 
-    gain: np.ndarray  # U - U_deny, s
+    gain: np.ndarray  # U - U_deny, s; minus infinity where the plan is not feasible
     score: np.ndarray
     feasible: np.ndarray
     bound: np.ndarray  # of U_best - U_deny, s; inf where none was proven
     seconds: float  # per plan
     gap: np.ndarray = field(default_factory=lambda: np.zeros(0))
 
+    def against(self, best: np.ndarray) -> _Found:
+        """With gaps to these best gains; a plan that is not feasible is worth denying everybody."""
+        gain = jnp.asarray(np.where(self.feasible, self.gain, 0))
+        return replace(self, gap=np.asarray(model.gap(jnp.asarray(best), gain)))
+
 
 def _measured(decision: Decision, instances: Instance, solver: Solver) -> _Found:
     gain, score, feasible = _values(instances, decision.assignment, solver)
     count = instances.alpha.shape[-1]
     return _Found(
-        gain=np.asarray(gain),
+        gain=np.asarray(jnp.where(feasible, gain, -jnp.inf)),  # sets no standard
         score=np.asarray(score),
         feasible=np.asarray(feasible),
         bound=np.full(count, np.inf) if decision.bound is None else decision.bound,
@@ -228,18 +241,17 @@ def _values(
 def _summary(method: str, cell: str, parts: list[_Found]) -> Row:
     gaps = np.concatenate([part.gap for part in parts])
     count = len(gaps)
-    error = np.std(gaps, ddof=1) / np.sqrt(count) if count > 1 else 0.0
     return Row(
         method=method,
         cell=cell,
         instances=count,
         gap_mean=float(np.mean(gaps)),
-        gap_ci95=float(error * special.stdtrit(max(count - 1, 1), 0.975)),
+        gap_ci95=half_width(gaps),
         gap_p95=float(np.percentile(gaps, 95)),
         gap_max=float(np.max(gaps)),
         score_mean=float(np.mean(np.concatenate([part.score for part in parts]))),
         feasible=float(np.mean(np.concatenate([part.feasible for part in parts]))),
-        seconds_per_plan=float(np.mean([part.seconds for part in parts])),
+        seconds_per_plan=sum(part.seconds * len(part.gap) for part in parts) / count,
     )
 
 

@@ -58,7 +58,7 @@ def describe(instance: Instance) -> Description:
     demand = jnp.where(instance.mask, instance.demand, 0)
     total_demand = jnp.sum(demand, axis=0)
     mean_demand = total_demand / model.num_real_users(instance)
-    airtime = instance.payload / (instance.bandwidth * instance.spectral_efficiency)
+    airtime = model.airtime(instance)
     users = [
         jnp.log(local / unit),
         instance.alpha / local,

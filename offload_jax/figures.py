@@ -14,7 +14,7 @@ from offload_jax.charts import INK, new_figure
 from offload_jax.comparison import ALL, HARD, Comparison
 from offload_jax.instance import Instance
 from offload_jax.schema import Plan
-from offload_jax.value import evaluate
+from offload_jax.value import Solver, evaluate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -91,14 +91,16 @@ class _Row:
     height: float = 1.0  # in rows; the rows of many denied users are lower
 
 
-def plan_figure(instance: Instance, plan: Plan, title: str = "") -> Figure:
+def plan_figure(
+    instance: Instance, plan: Plan, solver: Solver = "native", title: str = ""
+) -> Figure:
     """One plan as a timeline: servers, their batches, and who runs where, when, for how many steps.
 
     `instance` is the plan's, without padding; servers count from 0 and batches from 1, as in files.
-    Beside each server stand its use, budget and price;
-    beside each batch its load and capacity. Rows shrink until the figure fits a page, or nearly.
+    Beside each server stand its use, its budget and the price that `solver` gives it; beside each
+    batch its load and capacity. Rows shrink until the figure fits a page, or nearly.
     """
-    rows = _rows(instance, plan)
+    rows = _rows(instance, plan, solver)
     ends = np.cumsum([row.height for row in rows])
     unit = float(np.clip(_PAGE / ends[-1], _LEAST_ROW, _ROW))
     size = min(7.0, 42 * unit)  # points that fit a row
@@ -126,9 +128,9 @@ def plan_figure(instance: Instance, plan: Plan, title: str = "") -> Figure:
     return figure
 
 
-def _rows(instance: Instance, plan: Plan) -> list[_Row]:
+def _rows(instance: Instance, plan: Plan, solver: Solver) -> list[_Row]:
     """Headings of servers, of batches and of the denied, and users below them."""
-    outcome = evaluate(instance, plan.assignment)
+    outcome = evaluate(instance, plan.assignment, solver)
     placed = model.place(instance, jnp.asarray(plan.assignment, jnp.int32))
     split = jnp.asarray(plan.integer_split, instance.alpha.dtype)
     use = np.asarray(model.server_use(instance, placed, split))

@@ -53,7 +53,7 @@ def pair_gains(
         ]
     )
     congestion = jnp.sum(in_batch[:, None] * instance.interference, axis=0)
-    airtime = instance.payload / (instance.bandwidth * instance.spectral_efficiency)
+    airtime = model.airtime(instance)
     radio = jnp.sum(jnp.where(placed.granted, airtime, 0), axis=0)
     own = reply_gains(instance, placed.step_time, pick(instance.server, price), placed.num_granted)
     return own - instance.demand[:, None] * congestion - radio
@@ -78,7 +78,7 @@ def move_gains(
     # Congestion: sum over granted j of (T - n_j) X_{A_j k}, s per image in batch k.
     weighed = edge_steps[:, None] * theirs
     congestion = jnp.sum(weighed, axis=0) - weighed
-    airtime = instance.payload / (instance.bandwidth * instance.spectral_efficiency)
+    airtime = model.airtime(instance)
     on_air = jnp.where(placed.granted, airtime, 0)
     radio = jnp.sum(on_air, axis=0) - on_air
     own = reply_gains(

@@ -160,6 +160,11 @@ def pad_users(instance: Instance, num_users: int) -> Instance:
     return replace(instance, **updates)
 
 
+def taken(instances: Instance, index: Any) -> Instance:
+    """Some instances of a batch (batch last): x[..., index] of every field."""
+    return jax.tree.map(lambda x: x[..., index], instances)
+
+
 def users_only(instance: Instance) -> Instance:
     """One concrete instance (no batch axis) without its padded users."""
     real = np.asarray(instance.mask)

@@ -39,6 +39,12 @@ def transfer_time(
     return payload * num_granted / (bandwidth * spectral_efficiency)
 
 
+def airtime(instance: Instance) -> Float[Array, "users *batch"]:
+    """(3) for each user alone on the air, s."""
+    band = instance.bandwidth
+    return transfer_time(instance.payload, instance.spectral_efficiency, band, jnp.ones_like(band))
+
+
 def latency(
     wait: Numbers,
     transfer: Numbers,

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
 from offload_jax import model
@@ -27,6 +28,15 @@ from offload_jax.value import (
     problem_of,
 )
 from offload_jax.whole import mend
+
+# A bound this near to a plan's gain proves it, as a share of the gain: what rounding leaves.
+PROVEN = 1e-5
+
+
+def wrong_bounds(bound: ArrayLike, gain: ArrayLike) -> np.ndarray:
+    """Where a feasible plan's gain lies so far above an upper bound that it is none."""
+    slack = 10 * PROVEN * np.maximum(np.abs(gain), 1e-6)
+    return np.asarray(np.greater(gain, np.add(bound, slack)))
 
 
 @dataclass(frozen=True)
@@ -98,7 +108,7 @@ def to_plans(
     plans = []
     for i in range(count):
         real, gain = mask[:, i], float(outcome.gain[i])
-        optimal = bool(bounds[i] - gain <= PROVEN * max(abs(gain), 1e-9))
+        optimal = bool(abs(bounds[i] - gain) <= PROVEN * max(abs(gain), 1e-9))
         objective = float(outcome.objective[i])
         bound = max(objective, float(denied[i] + bounds[i])) if np.isfinite(bounds[i]) else None
         plans.append(
@@ -115,10 +125,6 @@ def to_plans(
             )
         )
     return plans
-
-
-# A bound this near to a plan's gain proves it, as a share of the gain: what rounding leaves.
-PROVEN = 1e-5
 
 
 def _status(rounded: Rounded, i: int, optimal: bool) -> str:

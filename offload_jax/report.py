@@ -12,7 +12,9 @@ from offload_jax.baselines import METHODS
 from offload_jax.comparison import ALL, HARD, Comparison, Row
 from offload_jax.instance import Instance
 from offload_jax.page import Section, Table, page
+from offload_jax.plans import PROVEN
 from offload_jax.schema import Plan
+from offload_jax.value import Solver
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class Study:
     traces: Mapping[str, charts.Trace] = field(default_factory=dict)
     scaling: Sequence[tuple[str, int, float]] = ()  # method, N, seconds per plan
     plan: tuple[Instance, Plan] | None = None  # without padding
+    solver: Solver = "native"  # of the plan's split points
 
 
 def table(comparison: Comparison) -> Table:
@@ -40,7 +43,7 @@ def table(comparison: Comparison) -> Table:
         line = [
             method,
             f"{100 * row.gap_mean:.3f}",
-            f"±{100 * row.gap_ci95:.3f}",
+            "-" if np.isnan(row.gap_ci95) else f"±{100 * row.gap_ci95:.3f}",
             f"{100 * row.gap_p95:.2f}",
             f"{100 * row.gap_max:.2f}",
             f"{100 * row.feasible:.5g}",
@@ -90,7 +93,7 @@ def html(study: Study) -> str:
         *_times(study),
     ]
     if study.plan is not None:
-        drawn = figures.plan_figure(*study.plan)
+        drawn = figures.plan_figure(*study.plan, study.solver)
         text = (
             "Who runs where, when, and for how many steps. The price of a server is what a little "
             "more of its budget is worth, in seconds for each GPU-second."
@@ -120,7 +123,7 @@ def _gaps(comparison: Comparison) -> list[Section]:
         text = (
             f"Upper bounds, valid for every plan, lie {100 * gap.mean():.2f} % above the best "
             f"known plans on average and {100 * gap.max():.2f} % at most: no method, however "
-            f"clever, can gain more than that. {int(np.sum(gap <= 1e-5))} of {len(gap)} are "
+            f"clever, can gain more than that. {int(np.sum(gap <= PROVEN))} of {len(gap)} are "
             "proven optimal."
         )
         drawn = charts.certified(gap)

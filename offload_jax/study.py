@@ -15,7 +15,7 @@ from offload_jax.baselines import METHODS, apply_method
 from offload_jax.baselines.search import Trace
 from offload_jax.evaluation import Decider
 from offload_jax.gains import gain_of
-from offload_jax.instance import Instance
+from offload_jax.instance import Instance, taken
 from offload_jax.plans import Decision
 from offload_jax.scenario import Scenario
 from offload_jax.types import Key
@@ -84,7 +84,7 @@ def scaling(
         of_size: Any = replace(scenario, num_users=(size,))
         keys = jax.random.split(jax.random.fold_in(key, size), _SIDE_BY_SIDE)
         instances = jax.jit(jax.vmap(of_size.sample, out_axes=-1))(keys)
-        few = jax.tree.map(lambda x: x[..., :_ONE_BY_ONE], instances)
+        few = taken(instances, slice(_ONE_BY_ONE))
         for name, decide in deciders.items():
             slow = name in METHODS and METHODS[name].prove is not None
             chosen = few if slow else instances

@@ -8,10 +8,15 @@ replaces the known one before any gap is computed.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import io
 import json
-from collections.abc import Mapping, Sequence
+import math
+import warnings
+import zipfile
+import zlib
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
@@ -24,6 +29,7 @@ from offload_jax.documents import replace_file
 from offload_jax.gains import feasible_gain
 from offload_jax.instance import Instance
 from offload_jax.model import objective_denied
+from offload_jax.plans import PROVEN, wrong_bounds
 from offload_jax.scenario import Scenario, from_settings
 
 FORMAT, VERSION = "offload-jax/testset", 1
@@ -48,10 +54,20 @@ class Best:
     gain: float  # U - U_deny, s
     assignment: tuple[int, ...]  # per real user
     method: str  # what found it first
-    searches: int = 0  # independent ones that have tried since it was found, or with it
+    searches: int = 0  # independent ones that have tried
     reached: int = 0  # of these, how many found a plan as good
     bound: float | None = None  # proven upper bound of the gain, s
-    proof: str | None = None  # what proves that there is no better plan
+    bound_by: str | None = None  # what proved it
+
+    @property
+    def limit(self) -> float:
+        """The bound, inf where there is none."""
+        return math.inf if self.bound is None else self.bound
+
+    @property
+    def proof(self) -> str | None:
+        """What proves that there is no better plan, if anything does."""
+        return self.bound_by if self.limit <= self.gain * (1 + PROVEN) else None
 
 
 @dataclass(frozen=True)
@@ -74,7 +90,7 @@ class TestSet:
     @property
     def bounds(self) -> np.ndarray:
         """Proven upper bounds of the same; inf where there is none."""
-        return np.array([np.inf if b.bound is None else b.bound for b in self.best])
+        return np.array([best.limit for best in self.best])
 
     def on_device(self) -> Instance:
         """The instances in JAX's default float type."""
@@ -110,7 +126,8 @@ def improved(testset: TestSet, found: Mapping[str, ArrayLike]) -> tuple[TestSet,
     """The set with better plans taken over from what methods found, and how many were better.
 
     `found` maps a method's name to assignments (users, instances). Valued in float64; plans that
-    break a capacity or a budget are never taken.
+    break a capacity or a budget are never taken. A plan above its upper bound shows that the bound
+    was wrong: a warning says so, and the bound is dropped.
     """
     gains = {name: values_of(testset, plans) for name, plans in found.items()}
     denied, mask = _denied(testset.instances), np.asarray(testset.instances.mask)
@@ -119,38 +136,48 @@ def improved(testset: TestSet, found: Mapping[str, ArrayLike]) -> tuple[TestSet,
         for name, values in gains.items():
             if values[i] > best[i].gain * (1 + SAME) + 1e-12:
                 plan = tuple(int(a) for a in np.asarray(found[name])[mask[:, i], i])
-                new = {"gain": float(values[i]), "objective": float(denied[i] + values[i])}
-                best[i] = replace(
-                    best[i], **new, assignment=plan, method=name, searches=0, reached=0, proof=None
-                )
+                gain, objective = float(values[i]), float(denied[i] + values[i])
+                best[i] = replace(best[i], gain=gain, objective=objective, assignment=plan,
+                                  method=name, reached=0)  # fmt: skip
         count += best[i] is not known
+        if wrong_bounds(best[i].limit, best[i].gain):
+            warnings.warn(
+                f"testset {testset.name!r}: the upper bound of instance {i} by {known.bound_by}, "
+                f"{known.limit:.9g} s, is below a plan of {best[i].method}, {best[i].gain:.9g} s; "
+                "it was wrong and is dropped",
+                stacklevel=2,
+            )
+            best[i] = replace(best[i], bound=None, bound_by=None)
     return replace(testset, best=tuple(best)), count
 
 
-def searched(testset: TestSet, gains: Sequence[np.ndarray]) -> TestSet:
-    """The set with a record of how often independent searches reached the best known gains."""
+def searched(testset: TestSet, assignment: ArrayLike) -> TestSet:
+    """The set with one more independent search on record: where it reached the best known gains."""
     best = []
-    for i, known in enumerate(testset.best):
-        reached = sum(bool(run[i] >= known.gain * (1 - SAME)) for run in gains)
-        best.append(
-            replace(known, searches=known.searches + len(gains), reached=known.reached + reached)
-        )
+    for known, gain in zip(testset.best, values_of(testset, assignment), strict=True):
+        reached = known.reached + bool(gain >= known.gain * (1 - SAME))
+        best.append(replace(known, searches=known.searches + 1, reached=reached))
     return replace(testset, best=tuple(best))
 
 
-def bounded(testset: TestSet, bounds: np.ndarray, proof: str) -> TestSet:
-    """The set with upper bounds (s) of the gains, where they are better than those known.
+def bounded(testset: TestSet, bounds: np.ndarray, method: str) -> TestSet:
+    """The set with upper bounds (s) of the gains by a method, where they are better than known.
 
-    Where a bound meets the gain, `proof` is noted as what proves the plan.
+    Raises ValueError for a bound below the gain of a known plan: it is none.
     """
-    best = []
-    for known, bound in zip(testset.best, bounds, strict=True):
-        if np.isfinite(bound) and (known.bound is None or bound < known.bound):
-            known = replace(known, bound=max(float(bound), known.gain))
-        if known.bound is not None and known.proof is None:
-            proven = known.bound <= known.gain * (1 + 10 * SAME)
-            known = replace(known, proof=proof if proven else None)
-        best.append(known)
+    wrong = np.flatnonzero(wrong_bounds(bounds, testset.gains))
+    if len(wrong):
+        i = int(wrong[0])
+        raise ValueError(
+            f"bounds by {method} has {bounds[i]:.9g} s for instance {i}; must be at least the gain "
+            f"of a known plan ({testset.gains[i]:.9g} s, by {testset.best[i].method})"
+        )
+    best = [
+        replace(known, bound=max(float(bound), known.gain), bound_by=method)
+        if bound < known.limit
+        else known
+        for known, bound in zip(testset.best, bounds, strict=True)
+    ]
     return replace(testset, best=tuple(best))
 
 
@@ -180,52 +207,90 @@ def load(name: str, folder: Path | None = None) -> TestSet:
     folder = FOLDER if folder is None else folder
     try:
         document = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
-        with np.load(folder / f"{name}.npz") as arrays:
+        content = io.BytesIO((folder / f"{name}.npz").read_bytes())
+        with np.load(content) as arrays:
             instances = Instance(**{f.name: arrays[f.name] for f in fields(Instance)})
+        about = document.get("format"), document.get("version")
+        if about != (FORMAT, VERSION):
+            raise TestSetError(
+                f"testset {name!r} has format {about[0]!r}, version {about[1]!r}; must be "
+                f"{FORMAT!r}, {VERSION}"
+            )
+        if document["checksum"] != checksum(instances):
+            raise TestSetError(
+                f"testset {name!r} is damaged: its instances are not those of its checksum; "
+                "install it again"
+            )
+        best = [Best(**{**b, "assignment": tuple(b["assignment"])}) for b in document["best"]]
+        scenario = from_settings(document["scenario"])
+        return TestSet(name, instances, tuple(best), scenario, document["seed"])
     except FileNotFoundError:
         there = sorted(path.stem for path in folder.glob("*.npz"))
         raise TestSetError(
             f"testset is {name!r}; must be one of {', '.join(there) or 'none are there'}"
         ) from None
-    except (OSError, ValueError, KeyError) as error:
-        raise TestSetError(f"testset {name!r} cannot be read: {error}; install it again") from None
-    if (document.get("format"), document.get("version")) != (FORMAT, VERSION):
+    except TestSetError:
+        raise
+    except _UNREADABLE as error:
+        reason = f"{type(error).__name__}: {error}"
         raise TestSetError(
-            f"testset {name!r} has format {document.get('format')!r}, version "
-            f"{document.get('version')!r}; must be {FORMAT!r}, {VERSION}"
-        )
-    if document["checksum"] != checksum(instances):
-        raise TestSetError(f"testset {name!r} is damaged: its instances are not those of its "
-                           "checksum; install it again")  # fmt: skip
-    best = [Best(**{**b, "assignment": tuple(b["assignment"])}) for b in document["best"]]
-    scenario = from_settings(document["scenario"])
-    return TestSet(name, instances, tuple(best), scenario, document["seed"])
+            f"testset {name!r} cannot be read ({reason}); install it again"
+        ) from None
 
 
-def save(testset: TestSet, folder: Path | None = None) -> None:
+# What a file may be that is no test set: torn, of another kind, or with other fields.
+_UNREADABLE = (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError,
+               zipfile.BadZipFile, zlib.error)  # fmt: skip
+
+
+def save(testset: TestSet, folder: Path | None = None) -> TestSet:
     """Writes what is known of a set, and its instances where they are not there yet.
 
-    Each file is replaced as a whole.
+    Returns it with what others have found and written meanwhile: nothing is ever overwritten by
+    something worse. Each file is replaced as a whole. Raises TestSetError where the folder holds
+    other instances under that name.
     """
     folder = FOLDER if folder is None else folder
     folder.mkdir(parents=True, exist_ok=True)
-    arrays = folder / f"{testset.name}.npz"
+    arrays, known = folder / f"{testset.name}.npz", folder / f"{testset.name}.json"
     if not arrays.exists():
         content = io.BytesIO()
         np.savez_compressed(content, **vars(testset.instances))
         replace_file(arrays, content.getvalue())
-    document = {
-        "format": FORMAT,
-        "version": VERSION,
-        "name": testset.name,
-        "scenario": asdict(testset.scenario),
-        "seed": testset.seed,
-        "checksum": checksum(testset.instances),
-        "best": [asdict(best) for best in testset.best],
-    }
-    lines = json.dumps(document)
-    lines = lines.replace('{"objective"', '\n{"objective"')  # a line per instance: small diffs
-    replace_file(folder / f"{testset.name}.json", lines + "\n")
+    with arrays.open("rb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # until it is closed
+        if known.exists():
+            testset = _merged(testset, load(testset.name, folder))
+        document = {
+            "format": FORMAT,
+            "version": VERSION,
+            "name": testset.name,
+            "scenario": asdict(testset.scenario),
+            "seed": testset.seed,
+            "checksum": checksum(testset.instances),
+            "best": [asdict(best) for best in testset.best],
+        }
+        lines = json.dumps(document)
+        lines = lines.replace('{"objective"', '\n{"objective"')  # a line per instance: small diffs
+        replace_file(known, lines + "\n")
+    return testset
+
+
+def _merged(mine: TestSet, theirs: TestSet) -> TestSet:
+    """The better plan, the longer record and the lower bound of each instance."""
+    if checksum(mine.instances) != checksum(theirs.instances):
+        raise TestSetError(f"testset {mine.name!r} is there with other instances; must be removed")
+    best = []
+    for one, other in zip(mine.best, theirs.best, strict=True):
+        # Of plans as good, the one with the longer record.
+        ranks = [
+            (b.gain > min(one.gain, other.gain) * (1 + SAME), b.searches) for b in (one, other)
+        ]
+        plan, rest = (one, other) if ranks[0] >= ranks[1] else (other, one)
+        if rest.limit < plan.limit:
+            plan = replace(plan, bound=max(rest.limit, plan.gain), bound_by=rest.bound_by)
+        best.append(plan)
+    return replace(mine, best=tuple(best))
 
 
 def checksum(instances: Instance) -> str:

@@ -327,6 +327,7 @@ def test_command(tmp_path, monkeypatch, capsys) -> None:
     said = capsys.readouterr().out
     assert "Plan for instance-1, of plans.json" in said
     assert "Batch 2: memory for one more image is worth 1.600 s, because user 1 could be" in said
+    assert "warning: the plan says that its objective is 0.000 s, here it is" in said
 
 
 @pytest.mark.parametrize(

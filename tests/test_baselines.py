@@ -115,6 +115,7 @@ def test_solve_gives_a_plan_that_runs() -> None:
         ("magic", None, "method is 'magic'; must be one of deny, grant"),
         ("top-b", None, "needs exactly one batch"),
         ("deny", 0.0, "budget_s is 0.0; must be above 0"),
+        ("tabu", np.inf, "budget_s is inf; must be above 0 and finite"),
     ],
 )
 def test_solve_refuses(method, budget, message) -> None:

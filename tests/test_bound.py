@@ -34,6 +34,7 @@ def changed() -> dict[str, object]:
         "across servers": replace(plain, interference=across),
         "no budget": replace(plain, budget=jnp.full_like(plain.budget, jnp.inf)),
         "slow radio": replace(plain, bandwidth=plain.bandwidth / 300),
+        "slow servers": replace(plain, intercept=plain.intercept + 0.5),  # s; little is gained
         "one server empty": replace(plain, server=jnp.ones_like(plain.server)),
     }
 
@@ -56,10 +57,10 @@ def test_no_plan_is_above(case) -> None:
     ],
 )
 def test_is_close_in_the_shipped_scenarios(scenario, method, gap) -> None:
-    instances = sample(scenario, jax.random.key(0), 8)
+    instances = sample(scenario, jax.random.key(0), 4)
     plan = jit(METHODS[method].assign)(instances)
     best = np.asarray(gains_of(instances, plan))
-    bound = upper_bound(instances, plan)
+    bound = upper_bound(instances, plan, config=SHORT)
     assert np.all(bound >= best * (1 - 1e-6))
     assert np.mean(bound / best - 1) < gap
 
@@ -92,4 +93,3 @@ def test_instances_of_different_servers_in_one_batch() -> None:
     bound = upper_bound(both, jnp.asarray(plans), config=SHORT)
     np.testing.assert_allclose(bound[0], bound[2], rtol=1e-5)
     np.testing.assert_allclose(bound[0], 8.0, rtol=0.15)  # 5.6 + 2.4 s by hand
-    assert jax.device_count() >= 1

@@ -69,7 +69,16 @@ def test_eval_on_a_file(trained, capsys) -> None:
             "a file tells no scenario",
         ),
         (["testset", "nowhere"], "name is 'nowhere'; must be one of edge"),
+        (
+            ["eval", "--no-policy", "--budget-s", "inf"],
+            "budget-s is inf; must be above 0 and finite",
+        ),
+        (
+            ["eval", "--no-policy", "--anytime", "nan"],
+            "anytime is nan; must be at least 0 and finite",
+        ),
         (["testset", "edge", "--seconds", "0"], "seconds is 0.0; must be above 0"),
+        (["testset", "edge", "--scip-s", "inf"], "scip-s is inf; must be at least 0 and finite"),
         (["info", "--run", "nowhere"], "must be a run directory"),
     ],
 )
@@ -87,6 +96,25 @@ def test_eval_writes_nothing_where_it_cannot(trained, tmp_path, capsys) -> None:
     words = ["eval", "--run", str(trained), "--out", str(tmp_path / "file" / "out")]
     assert cli.main(words) == 1
     assert "must be a folder that can be written" in capsys.readouterr().err
+
+
+def test_eval_keeps_its_numbers_when_it_is_interrupted(tmp_path, capsys, monkeypatch) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("offload_jax.study.anytime", interrupt)
+    words = ["eval", "--no-policy", "--config", "smoke", "--per-cell", "3", "--methods", "deny"]
+    assert cli.main([*words, "--anytime", "0.01", "--out", str(tmp_path)]) == 130
+    assert "interrupted" in capsys.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} == {"eval.json", "table.md"}
+    assert json.loads((tmp_path / "eval.json").read_text())["cells"]["all"]["deny"]
+
+
+def test_certifying_needs_another_solver(tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr("offload_jax.splits.layer.find_spec", lambda name: None)
+    words = ["eval", "--no-policy", "--config", "smoke", "--per-cell", "3", "--methods", "deny"]
+    assert cli.main([*words, "--certify", "--out", str(tmp_path)]) == 1
+    assert "certify is given, but no other solver is there" in capsys.readouterr().err
 
 
 def test_eval_on_fresh_instances_without_a_policy(tmp_path, capsys) -> None:

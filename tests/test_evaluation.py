@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,9 @@ from offload_jax.comparison import ALL, HARD
 from offload_jax.evaluation import Known, compare, deciders, sample_cells
 from offload_jax.gains import gain_of
 from offload_jax.instance import toy
+from offload_jax.plans import Decision
 from offload_jax.scenario import PaperScenario
+from offload_jax.value import evaluate
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 SMALL = PaperScenario(num_users=(2, 5), edge_gpus=(4, 16))
@@ -138,6 +141,35 @@ def test_a_page_with_a_method_that_was_left_out(compared) -> None:
     assert "Time against users" in page
     assert "enumeration" in page
     assert "Gap by load" in page
+
+
+def test_plans_that_are_not_feasible_set_no_standard() -> None:
+    instances = world("edge", 4)
+    over = jnp.ones_like(instances.mask, jnp.int32)
+    methods = {
+        **deciders(None, (), jax.random.key(0), ["deny", "grant"]),
+        "over": lambda _: Decision(over, 0.0),
+    }
+    comparison = compare({"edge": instances}, methods)
+    good = np.asarray(jit(evaluate)(instances, over).feasible)
+    assert not good.all()
+    np.testing.assert_array_equal(comparison.detail.gaps["over"][~good], 1)
+    assert comparison.row("over", "edge").feasible == good.mean()
+    assert comparison.detail.gaps["grant"][~good].max() == 0
+
+
+def test_wrong_bounds_are_told() -> None:
+    methods = deciders(None, (), jax.random.key(0), ["greedy"])
+    greedy = methods["greedy"]
+    methods["prover"] = lambda i: replace(greedy(i), bound=np.full(4, 1e-3))
+    with pytest.warns(UserWarning, match=r"cell 'edge', instance \d: an upper bound, 0.001 s, is"):
+        compare({"edge": world("edge", 4)}, methods)
+
+
+def test_one_instance_has_no_interval() -> None:
+    comparison = compare({"one": world("edge", 1)}, deciders(None, (), jax.random.key(0), ["deny"]))
+    assert report.table(comparison).rows[0][2] == "-"
+    assert comparison.to_json()["cells"]["one"]["deny"]["gap_ci95"] is None
 
 
 def test_bounds_are_above_the_best(compared) -> None:

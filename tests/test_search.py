@@ -16,7 +16,7 @@ from offload_jax import model
 from offload_jax.baselines import METHODS, apply_method, solve
 from offload_jax.baselines.enumeration import enumerate_all
 from offload_jax.baselines.moves import Moves
-from offload_jax.baselines.search import Trace, repaired
+from offload_jax.baselines.search import Trace, repaired, someone
 from offload_jax.gains import feasible_gain, gain_of, move_gains, pair_gains
 from offload_jax.soft import soft_evaluate
 from offload_jax.value import evaluate, solve_placed
@@ -85,7 +85,7 @@ def test_what_is_found_does_not_depend_on_who_else_is_searched_for() -> None:
 
 
 def test_estimates_are_exact_where_all_is_linear(x64) -> None:
-    """Fixed splits, no prices, nothing sent: only step times change, and those are linear."""
+    """Fixed splits, no prices: only step times and the radio change, and those are linear."""
     instances = jax.tree.map(
         lambda x: x.astype(float) if jnp.issubdtype(x.dtype, jnp.floating) else x,
         world("edge", COUNT),
@@ -93,7 +93,6 @@ def test_estimates_are_exact_where_all_is_linear(x64) -> None:
     linear = replace(
         instances,
         alpha=jnp.zeros_like(instances.alpha),
-        payload=jnp.zeros_like(instances.payload),
         budget=jnp.full_like(instances.budget, jnp.inf),
         local_step=instances.local_step + 10,  # s; everybody leaves as few steps as allowed
         split_min=jnp.full_like(instances.split_min, 20),
@@ -155,6 +154,15 @@ def test_more_time_is_used_and_never_hurts() -> None:
     certified = solve(instance, "local-search", certify=True)
     assert certified.objective <= certified.bound
     assert certified.bound <= certified.objective + 0.2 * abs(certified.objective)
+
+
+def test_someone_is_any_real_user(x64) -> None:
+    mask = jnp.array([False, True, False, True, True, False])
+    many = jnp.repeat(mask[:, None], 3000, axis=1)
+    chosen = np.asarray(someone(many, jax.random.key(0)))
+    np.testing.assert_array_equal(chosen.sum(axis=0), 1)
+    shares = chosen.mean(axis=1)
+    np.testing.assert_allclose(shares, np.where(mask, 1 / 3, 0), atol=0.04)
 
 
 def test_repair_denies_only_what_does_not_fit() -> None:

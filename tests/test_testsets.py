@@ -14,7 +14,7 @@ from episodes import WORLDS, jit
 from offload_jax import cli, testsets
 from offload_jax.baselines import METHODS
 from offload_jax.commands import sources
-from offload_jax.plans import Decision
+from offload_jax.plans import PROVEN, Decision
 from offload_jax.scenario import PRESETS
 from offload_jax.value import evaluate
 
@@ -48,7 +48,7 @@ def test_shipped_sets_hold_what_they_say(name) -> None:
     if name == "edge":  # edge_large was searched less; see docs/methods.md
         assert all(best.searches >= 32 for best in testset.best)
     proven = [best for best in testset.best if best.proof is not None]
-    assert all(best.bound <= best.gain * (1 + 10 * testsets.SAME) for best in proven)
+    assert all(best.bound <= best.gain * (1 + PROVEN) for best in proven)
 
 
 def test_better_plans_replace_known_ones(small, tmp_path) -> None:
@@ -62,33 +62,57 @@ def test_better_plans_replace_known_ones(small, tmp_path) -> None:
     full = np.ones_like(plans)  # everybody in batch 1 does not fit
     assert np.all(testsets.values_of(small, full)[np.asarray(small.instances.mask).sum(0) > 4] < 0)
     assert testsets.improved(better, {"full": full})[1] == 0
-    known = testsets.searched(better, [better.gains, 0.5 * better.gains])
+    known = testsets.searched(testsets.searched(better, plans), 0 * plans)
     assert {(best.searches, best.reached) for best in known.best} == {(2, 1)}
     proven = testsets.bounded(known, np.append(known.gains[:1], known.gains[1:] + 1), "test")
     assert [best.proof for best in proven.best] == ["test", None, None, None]
     testsets.save(proven, tmp_path)
     loaded = testsets.load("small", tmp_path)
     assert loaded.best == proven.best
+    assert testsets.save(small, tmp_path).best == proven.best  # nothing good is overwritten
     for mine, theirs in zip(jax.tree.leaves(loaded.instances), jax.tree.leaves(small.instances),
                             strict=True):  # fmt: skip
         np.testing.assert_array_equal(mine, theirs)
 
 
+def test_wrong_bounds_are_noticed(small) -> None:
+    plans = jit(METHODS["greedy"].assign)(small.on_device())
+    known = testsets.bounded(small, np.array([1e-3, np.inf, np.inf, np.inf]), "magic")
+    with pytest.warns(UserWarning, match="bound of instance 0 by magic, 0.001 s, is below a plan"):
+        better, _ = testsets.improved(known, {"greedy": plans})
+    assert {best.bound for best in better.best} == {None}
+    with pytest.raises(ValueError, match=r"bounds by magic has 0.001 s for instance 0; must be at"):
+        testsets.bounded(better, np.full(4, 1e-3), "magic")
+    # Only what was given proves anything.
+    none = testsets.bounded(better, np.full(4, np.inf), "magic")
+    assert {best.bound_by for best in none.best} == {None}
+
+
 def test_damage_is_noticed(small, tmp_path) -> None:
     testsets.save(small, tmp_path)
-    changed = replace(small.instances, alpha=small.instances.alpha * 1.001)
-    (tmp_path / "small.npz").unlink()
     known = json.loads((tmp_path / "small.json").read_text())
-    testsets.save(replace(small, instances=changed), tmp_path)
+    other = replace(small, instances=replace(small.instances, alpha=small.instances.alpha + 1))
+    with pytest.raises(testsets.TestSetError, match="is there with other instances"):
+        testsets.save(other, tmp_path)
+    refused = {
+        "{": "cannot be read",
+        "[]": "cannot be read",
+        json.dumps({**known, "version": 7}): "version 7; must be",
+        json.dumps({**known, "checksum": "0"}): "is damaged",
+        json.dumps({k: v for k, v in known.items() if k != "best"}): "cannot be read",
+        json.dumps({**known, "best": [{**known["best"][0], "luck": 1}]}): "cannot be read",
+        json.dumps({**known, "scenario": {"kind": "moon"}}): "cannot be read",
+    }
+    for text, message in refused.items():
+        (tmp_path / "small.json").write_text(text)
+        with pytest.raises(testsets.TestSetError, match=message):
+            testsets.load("small", tmp_path)
     (tmp_path / "small.json").write_text(json.dumps(known))
-    with pytest.raises(testsets.TestSetError, match="is damaged"):
-        testsets.load("small", tmp_path)
-    (tmp_path / "small.json").write_text("{")
-    with pytest.raises(testsets.TestSetError, match="cannot be read"):
-        testsets.load("small", tmp_path)
-    (tmp_path / "small.json").write_text(json.dumps({**known, "version": 7}))
-    with pytest.raises(testsets.TestSetError, match="version 7; must be"):
-        testsets.load("small", tmp_path)
+    arrays = (tmp_path / "small.npz").read_bytes()
+    for kept in (0, 10, len(arrays) // 2, len(arrays) - 5):
+        (tmp_path / "small.npz").write_bytes(arrays[:kept])
+        with pytest.raises(testsets.TestSetError, match="cannot be read"):
+            testsets.load("small", tmp_path)
     with pytest.raises(testsets.TestSetError, match="testset is 'magic'; must be one of small"):
         testsets.load("magic", tmp_path)
 
@@ -123,7 +147,7 @@ def test_the_command_builds_and_improves(tmp_path, monkeypatch, capsys) -> None:
     words += ["--seconds", "0.01", "--bound-rounds", "50"]
     assert cli.main(words) == 0
     said = capsys.readouterr().out
-    assert "enumeration: 0 of 3 improved" in said
+    assert "enumeration: instance 2 optimal" in said
     assert "small: 3 instances, 3 proven optimal" in said
     first = testsets.load("small", tmp_path)
     assert {best.proof for best in first.best} == {"enumeration"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from offload_jax.baselines.scip import branch_and_bound, refuse_scip
 from offload_jax.baselines.search import Search, Trace, run
 from offload_jax.baselines.tabu import tabu
 from offload_jax.gains import gain_of
-from offload_jax.instance import Instance
+from offload_jax.instance import Instance, taken
 from offload_jax.plans import Decision, add_batch, timed, to_plans
 from offload_jax.schema import Plan
 from offload_jax.types import Assignment, Key
@@ -156,7 +157,7 @@ def _one_by_one(
     count = instances.mask.shape[-1]
     plans, bounds, start = [], [], time.perf_counter()
     for i in range(count):
-        instance = jax.tree.map(lambda x, i=i: x[..., i], instances)
+        instance = taken(instances, i)
         within = show if count == 1 else lambda done, total: None
         plan, bound = method.prove(instance, solver, budget_s, within)
         plans.append(plan)
@@ -186,8 +187,8 @@ def solve(
     method does not apply to.
     """
     chosen = method_named(method)
-    if budget_s is not None and not budget_s > 0:
-        raise ValueError(f"budget_s is {budget_s}; must be above 0 (s), or None for no limit")
+    if budget_s is not None and not 0 < budget_s < math.inf:
+        raise ValueError(f"budget_s is {budget_s}; must be above 0 and finite (s), or None")
     if instance.alpha.ndim != 1:
         raise ValueError(
             f"instance has users of shape {instance.alpha.shape}; must be one instance"

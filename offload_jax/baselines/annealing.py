@@ -10,7 +10,7 @@ from flax import struct
 from jaxtyping import Array, Float, Int
 
 from offload_jax.baselines.heuristics import reduced_greedy
-from offload_jax.baselines.search import Found, Search, found_at, start_from
+from offload_jax.baselines.search import Found, Search, found_at, someone, start_from
 from offload_jax.gains import exchanged, feasible_gain
 from offload_jax.instance import Instance
 from offload_jax.types import Key
@@ -72,15 +72,7 @@ def _move(instance: Instance, found: Found, heat: Float[Array, ""], solver: Solv
     walk: _Walk = found.memory
     shape = jnp.shape(instance.steps)
     keys = jax.random.split(found.key, 6)
-    real = jnp.sum(instance.mask, axis=0)
-    # A real user by its rank among the real ones: padding may stand anywhere.
-    rank = jnp.cumsum(instance.mask, axis=0) - 1
-
-    def someone(key: Key) -> Array:
-        pick = jnp.floor(jax.random.uniform(key, shape) * real).astype(rank.dtype)
-        return (rank == pick) & instance.mask
-
-    here, there = someone(keys[1]), someone(keys[2])
+    here, there = (someone(instance.mask, key) for key in keys[1:3])
     to = jax.random.randint(keys[4], shape, 0, instance.num_batches + 1)
     changed = jnp.where(
         jax.random.uniform(keys[3], shape) < 0.5,

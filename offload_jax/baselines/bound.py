@@ -34,7 +34,7 @@ from jaxtyping import Array, Float
 
 from offload_jax import model
 from offload_jax.baselines.relaxation import RANGES, Layout, Relaxation, relaxed
-from offload_jax.instance import Instance
+from offload_jax.instance import Instance, taken
 from offload_jax.splits import best_reply, splits_config
 from offload_jax.types import Assignment
 from offload_jax.value import Solver
@@ -50,6 +50,7 @@ class BoundConfig:
     cells: int = 81  # of a server's loads, at most
 
 
+ROUNDING = 8.0  # of the smallest step of a float, as a share of the sum of alpha + T l
 _BLOCK = 25  # rounds of one call
 _AT_ONCE = 2**22  # numbers of one array; instances beyond that come later
 
@@ -80,7 +81,7 @@ def upper_bound(
     parts = list(_parts(instances, config))
     done = 0
     for layout, chosen in parts:
-        few = jax.tree.map(lambda x, c=chosen: x[..., c], instances)
+        few = taken(instances, chosen)
         share = None if budget_s is None else budget_s / len(parts)
         bounds[chosen] = _search(few, assignment[..., chosen], layout, config, share)
         done += len(set(chosen.tolist()))
@@ -150,8 +151,10 @@ def _search(
         if budget_s is not None and time.perf_counter() - began > budget_s:
             break
     bound = jnp.maximum(jnp.max(carry[2], axis=0), relaxation.gain)
-    # What the sum of so many rounded numbers may have lost.
-    return np.asarray(bound * (1 + 64 * float(jnp.finfo(bound.dtype).eps)))
+    # What rounding may have taken off the sums: they are of numbers as large as these.
+    worth = instances.alpha + instances.steps * instances.local_step
+    scale = jnp.sum(jnp.where(instances.mask, worth, 0), axis=0)
+    return np.asarray(bound + ROUNDING * float(jnp.finfo(bound.dtype).eps) * scale)
 
 
 _ADAM = optax.scale_by_adam(b1=0.9, b2=0.99, eps=1e-12)
@@ -172,7 +175,7 @@ def _improve(schedule: Array, relaxation: Relaxation, carry: _Carry, first: Arra
         slope, bound = jax.grad(_dual, has_aux=True)(prices, relaxation, blur * decay)
         step, state = _ADAM.update(slope, state, prices)
         prices = jax.tree.map(lambda x, dx: x - rate * decay * dx, prices, step).kept()
-        return (prices, state, jnp.minimum(best, bound)), None
+        return (prices, state, jnp.fmin(best, bound)), None
 
     return jax.lax.scan(one, carry, first + jnp.arange(_BLOCK))[0]
 

@@ -28,10 +28,13 @@ def count_assignments(instance: Instance) -> int:
 def refuse_enumeration(instance: Instance, solver: Solver = "native") -> str | None:
     """Why enumeration does not apply to this (concrete) instance, or None where it does."""
     del solver
-    count = count_assignments(instance)
-    if count <= MOST:
+    if count_assignments(instance) <= MOST:
         return None
-    return f"enumeration tries at most {MOST:,} assignments; the instance has {count:.3g}"
+    users = int(np.max(np.sum(np.asarray(instance.mask), axis=0)))
+    return (
+        f"enumeration tries at most {MOST:,} assignments; the instance has "
+        f"{instance.num_batches + 1}^{users}"
+    )
 
 
 def enumerate_all(

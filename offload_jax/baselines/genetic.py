@@ -10,7 +10,7 @@ from flax import struct
 from jaxtyping import Array, Float, Int
 
 from offload_jax.baselines.heuristics import reduced_greedy
-from offload_jax.baselines.search import Found, Search, found_at, repaired, shaken
+from offload_jax.baselines.search import Found, Search, found_at, repaired, shaken, someone
 from offload_jax.gains import candidate_gains, exchanged, repeated
 from offload_jax.instance import Instance
 from offload_jax.segments import one_hot
@@ -100,18 +100,20 @@ def _children(
         return _member(now.members, jnp.sum(jnp.where(winner, rivals, 0), axis=0))
 
     mother, father = parents(), parents()
-    users = now.members.shape[0]
+    crowd = repeated(instance, plan.population)
     if plan.uniform:
         from_mother = jax.random.bernoulli(next(keys), 0.5, now.members.shape)
     else:
-        cut = jax.random.randint(next(keys), shape, 1, max(users, 2))
-        from_mother = jnp.arange(users).reshape(-1, *(1,) * len(shape)) < cut
+        # Cut before any user but the first.
+        rank = jnp.cumsum(crowd.mask, axis=0) - 1
+        later = crowd.mask & ((rank > 0) | (jnp.sum(crowd.mask, axis=0) == 1))
+        cut = jnp.argmax(someone(later, next(keys)), axis=0)
+        from_mother = jnp.arange(len(rank)).reshape(-1, *(1,) * len(shape)) < cut
     children = jnp.where(from_mother, mother, father)
     happens, one, two = jax.random.split(next(keys), 3)
-    first, second = (one_hot(jax.random.randint(k, shape, 0, users), users) for k in (one, two))
+    first, second = (someone(crowd.mask, key) for key in (one, two))
     happens = jax.random.uniform(happens, shape) < plan.exchange
     children = jnp.where(happens, exchanged(children, first, second), children)
-    crowd = repeated(instance, plan.population)
     children = shaken(crowd, children, next(keys), plan.move)[0]
     order = jnp.argsort(now.gains, axis=0, descending=True)[: plan.elite]
     return children.at[:, : plan.elite].set(_member(now.members, order))

@@ -147,7 +147,8 @@ def _meetings(
 ) -> Float[Array, "users users *batch"]:
     """What an exchange of two users is worth above its two moves, each with the other in place, s.
 
-    A move counts what two users cost each other where both would be, but they never meet there.
+    A move counts what two users cost each other where both would be, but they never meet there,
+    on a server or on the air.
     """
     # Someone denied has no edge steps yet: as many as the other.
     mine = jnp.where(placed.granted[:, None], edge_steps[:, None], edge_steps[None])
@@ -159,7 +160,11 @@ def _meetings(
     slowed = [pick(placed.batch, instance.interference[:, k]) for k in range(instance.num_batches)]
     apart = sum(jnp.where(placed.batch[None] == k, s[:, None], 0) for k, s in enumerate(slowed))
     apart = apart + jnp.swapaxes(apart, 0, 1)
-    return (mine * demand[None] + theirs * demand[:, None]) * (together - apart)
+    steps = (mine * demand[None] + theirs * demand[:, None]) * (together - apart)
+    # Leaving the air and coming on it: one does not wait for the other.
+    one_denied = placed.granted[:, None] != placed.granted[None]
+    air = model.airtime(instance)
+    return steps + jnp.where(one_denied, air[:, None] + air[None], 0)
 
 
 def top(gains: Float[Array, "moves *batch"]) -> Int[Array, "candidates *batch"]:

@@ -111,6 +111,7 @@ def relaxed(layout: Layout, instance: Instance, assignment: Assignment) -> Relax
     )
     gain = jnp.maximum(gain_of(instance, assignment), 0)
     real = model.num_real_users(instance)
+    longest = jnp.max(jnp.where(instance.mask, instance.local_step * steps, 0), axis=0)
     return Relaxation(
         problem=problem,
         accuracy=(local, floor, slope, centre),
@@ -120,7 +121,7 @@ def relaxed(layout: Layout, instance: Instance, assignment: Assignment) -> Relax
         exists=exists,
         room=room,
         budget=instance.budget[:, None],
-        unit=jnp.maximum(gain / real, 1e-3 * jnp.max(instance.local_step * steps, axis=0)),
+        unit=jnp.maximum(gain / real, 1e-3 * longest),
         gain=gain,
         **_ranges(instance, assignment),
     )
@@ -152,8 +153,7 @@ def _ranges(instance: Instance, assignment: Assignment) -> dict[str, Array]:
     middle = -(-3 * count // 4)
     fewest = jnp.stack([jnp.zeros_like(count), middle, count])
     most = jnp.stack([middle - 1, count - 1, real])
-    air = instance.payload / (instance.bandwidth * instance.spectral_efficiency)
-    air = jnp.where(instance.mask, air, 0)
+    air = jnp.where(instance.mask, model.airtime(instance), 0)
     quickest = jnp.sort(jnp.where(instance.mask, air, jnp.max(air, axis=0)), axis=0)
     sums = jnp.concatenate([jnp.zeros_like(quickest[:1]), jnp.cumsum(quickest, axis=0)])
     return {

@@ -134,6 +134,8 @@ def _solve(
     scip.setParam("limits/time", max(0.01, deadline - time.perf_counter()))
     scip.setParam("limits/gap", CLOSED / 10)
     scip.optimize()
+    if scip.getStatus() == "userinterrupt":  # SCIP takes the first Ctrl-C to itself
+        raise KeyboardInterrupt
     ended = scip.getStatus() in ("optimal", "gaplimit")
     bound = float(scip.getDualbound()) * data.unit
     plans = []

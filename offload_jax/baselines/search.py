@@ -91,10 +91,11 @@ def run(
     Compiling is not counted. A round that has begun is finished.
     """
     start, advance = _compiled(search)
+    rest = jnp.asarray(budget_s is None)
     warm_up(
-        (search, solver, budget_s is None),
+        (search, solver),
         instances,
-        lambda: advance(instances, start(instances, key, solver), solver, budget_s is None).best,
+        lambda: advance(instances, start(instances, key, solver), solver, rest).best,
     )
     began = time.perf_counter()
     found = start(instances, key, solver)
@@ -107,24 +108,25 @@ def run(
         over = bool(jnp.all(found.done)) if budget_s is None else seconds >= budget_s
         if over:
             return found
-        found = advance(instances, found, solver, budget_s is None)
+        found = advance(instances, found, solver, rest)
 
 
 @cache
 def _compiled(search: Search) -> tuple[Callable[..., Found], Callable[..., Found]]:
-    def next_round(instances: Instance, found: Found, solver: Solver, rest: bool) -> Found:
-        after = replace(search.advance(instances, found, solver), round=found.round + 1)
-        if not rest:
-            return after
-        # Those that are done rest: what is found must not depend on who else is searched for.
-        best = jnp.where(found.done, found.best, after.best)
+    def next_round(instances: Instance, found: Found, solver: Solver, rest: Array) -> Found:
+        after = search.advance(instances, found, solver)
+        # With `rest`, what is found for one must not depend on how long others take.
+        ended = rest & found.done
         return replace(
-            after, best=best, best_gain=jnp.where(found.done, found.best_gain, after.best_gain)
+            after,
+            best=jnp.where(ended, found.best, after.best),
+            best_gain=jnp.where(ended, found.best_gain, after.best_gain),
+            round=found.round + 1,
         )
 
     return (
         jax.jit(search.start, static_argnums=2),
-        jax.jit(next_round, static_argnums=(2, 3)),
+        jax.jit(next_round, static_argnums=2),
     )
 
 
@@ -159,6 +161,13 @@ def shaken(
     moves = jax.random.uniform(coin, assignment.shape) < share
     to = jax.random.randint(place, assignment.shape, 0, instance.num_batches + 1)
     return repaired(instance, jnp.where(moves, to, assignment)), key
+
+
+def someone(real: Bool[Array, "users *batch"], key: Key) -> Bool[Array, "users *batch"]:
+    """Where one of the real users is, drawn at random; how many are padded has no part in it."""
+    count = jnp.sum(real, axis=0)
+    chosen = jnp.floor(jax.random.uniform(key, count.shape) * count).astype(count.dtype)
+    return real & (jnp.cumsum(real, axis=0) - 1 == chosen)
 
 
 def start_from(

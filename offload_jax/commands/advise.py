@@ -27,7 +27,8 @@ from offload_jax.advice import (
 )
 from offload_jax.baselines import METHODS, solve
 from offload_jax.config import ConfigError, nearest
-from offload_jax.instance import from_record
+from offload_jax.instance import Instance, from_record
+from offload_jax.model import objective_denied
 from offload_jax.schema import InstanceRecord, Plan
 
 METHOD = "reduced-greedy"
@@ -71,6 +72,8 @@ def run(words: list[str], prog: str) -> int:
     except ValueError as error:  # a method that does not apply, a plan that cannot be executed
         raise ConfigError(str(error)) from None
     print(f"Plan for {record.name}, {source}\n\n{text(advice)}")
+    if parsed.plans is not None:
+        _warn_of_rules(instance, plan, advice)
     if parsed.json is not None:
         documents.write(parsed.json, [{**advice.to_json(), "instance": record.name}])
         print(f"\nwritten: {parsed.json}")
@@ -94,6 +97,17 @@ def _read(path: Path, index: int, records: Sequence[InstanceRecord]) -> Plan:
         )
     schema.validate_plan(plans[index], f"{path}[{index}]", instance=records[index])
     return plans[index]
+
+
+def _warn_of_rules(instance: Instance, plan: Plan, advice: Advice) -> None:
+    """A plan that is worth something else here was made for another problem."""
+    objective = float(objective_denied(instance)) + advice.gain
+    if abs(objective - plan.objective) > 10 * advice.rounding:
+        print(
+            f"\nwarning: the plan says that its objective is {_s(plan.objective)} s, here it is "
+            f"{_s(objective)} s: its split points were not optimal, or it was made for other "
+            "instances, or with splits.constraints or splits.terms, which this advice leaves out"
+        )
 
 
 def text(advice: Advice) -> str:

@@ -15,7 +15,7 @@ import tyro
 from offload_jax import runs, schema
 from offload_jax.baselines import METHODS, QUICK
 from offload_jax.baselines.bound import refuse_bound
-from offload_jax.certificate import Certificate, certify, merged
+from offload_jax.certificate import Certificate, certify, merged, other_solvers
 from offload_jax.commands import results, sources
 from offload_jax.commands.progress import Stages
 from offload_jax.commands.sources import Source
@@ -28,11 +28,11 @@ from offload_jax.evaluation import (
     deciders,
     refusals,
 )
-from offload_jax.instance import Instance
+from offload_jax.instance import Instance, taken
 from offload_jax.plans import Decision
 from offload_jax.policies import Policy
 from offload_jax.splits import SplitsConfig
-from offload_jax.value import check_all_local
+from offload_jax.value import Solver, check_all_local
 
 
 @dataclass(frozen=True)
@@ -107,8 +107,33 @@ def run(words: list[str], prog: str) -> int:
         policy, parsed.samples, key, parsed.methods, solver, parsed.budget_s, stages.step
     )
     _check_source(source, methods, parsed, splits)
-    decided: dict[tuple[str, str], Decision] = {}
+    about = {"source": _about(parsed, policy, splits), **runs.provenance()}
     with stages:
+        comparison, decided = _compared(source, methods, solver, parsed.bounds, stages)
+        name, study = _strongest(comparison, policy), results.compared(comparison, source)
+        written = results.write_numbers(study, out, about)
+        if source.groups:
+            schema.write_plans(out / "plans.json", results.plans_of(source, name, decided, splits))
+            written += [f"plans.json ({name})"]
+        more = results.More(parsed.anytime, parsed.scaling, key)
+        study = results.studied(study, source, methods, decided, name, splits, more, stages)
+    count = parsed.certified if parsed.certify else 0
+    certificates = _certified(source.cells, decided, name, splits, count)
+    results.write_numbers(study, out, about, certificates)
+    written += results.write_pictures(study, out)
+    results.show(study)
+    for certificate in certificates:
+        print(f"certified, {name}: {certificate}")
+    print(f"written: {out}/{', '.join(written)}")
+    return 0
+
+
+def _compared(
+    source: Source, methods: dict[str, Decider], solver: Solver, bounds: bool, stages: Stages
+) -> tuple[Comparison, dict[tuple[str, str], Decision]]:
+    """The comparison and what was decided; better plans are kept even where it is interrupted."""
+    decided: dict[tuple[str, str], Decision] = {}
+    try:
         comparison = compare(
             source.cells,
             methods,
@@ -117,23 +142,11 @@ def run(words: list[str], prog: str) -> int:
             source.known,
             solver,
             decided,
-            parsed.bounds,
+            bounds,
         )
+    finally:
         source.keep_better(decided)
-        name = _strongest(comparison, policy)
-        more = results.More(parsed.anytime, parsed.scaling, key)
-        study = results.studied(comparison, source, methods, decided, name, splits, more, stages)
-    count = parsed.certified if parsed.certify else 0
-    certificates = _certified(source.cells, decided, name, splits, count)
-    about = {"source": _about(parsed, policy, splits), **runs.provenance()}
-    written = results.write(study, out, about, certificates)
-    for certificate in certificates:
-        print(f"certified, {name}: {certificate}")
-    if source.groups:
-        schema.write_plans(out / "plans.json", results.plans_of(source, name, decided, splits))
-        written += [f"plans.json ({name})"]
-    print(f"written: {out}/{', '.join(written)}")
-    return 0
+    return comparison, decided
 
 
 def _source(parsed: Arguments, config: TrainConfig, splits: SplitsConfig) -> Source:
@@ -191,6 +204,10 @@ def _check_source(
     if len(reasons) == len(methods):
         why = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
         raise ConfigError(f"methods has none that applies ({why}); must have at least one")
+    if parsed.certify and not other_solvers(splits):
+        raise ConfigError(
+            "certify is given, but no other solver is there; must have one: pip install diffcp"
+        )
     if parsed.bounds and (reason := refuse_bound(solver)):
         raise ConfigError(f"bounds is given, which does not apply: {reason}")
     try:
@@ -218,7 +235,7 @@ def _certified(
     each = math.ceil(count / len(cells))
     found: dict[str, list[Certificate]] = {}
     for cell, instances in cells.items() if each else ():
-        few = jax.tree.map(lambda x: x[..., :each], instances)
+        few = taken(instances, slice(each))
         for certificate in certify(few, decided[name, cell].assignment[..., :each], splits):
             found.setdefault(certificate.solver, []).append(certificate)
     return [merged(parts) for parts in found.values()]
@@ -253,10 +270,10 @@ def _check(parsed: Arguments) -> None:
         )
     if parsed.testset is not None and parsed.instances is not None:
         raise ConfigError("testset and instances are both given; must be one of them")
-    if parsed.budget_s is not None and not parsed.budget_s > 0:
-        raise ConfigError(f"budget-s is {parsed.budget_s}; must be above 0 (s)")
-    if not parsed.anytime >= 0:
-        raise ConfigError(f"anytime is {parsed.anytime}; must be at least 0 (s)")
+    if parsed.budget_s is not None and not 0 < parsed.budget_s < math.inf:
+        raise ConfigError(f"budget-s is {parsed.budget_s}; must be above 0 and finite (s)")
+    if not 0 <= parsed.anytime < math.inf:
+        raise ConfigError(f"anytime is {parsed.anytime}; must be at least 0 and finite (s)")
     if parsed.scaling and min(parsed.scaling) < 1:
         raise ConfigError(f"scaling is {parsed.scaling}; must be numbers of users >= 1")
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from rich.console import Console
 from rich.markdown import Markdown
@@ -18,8 +17,9 @@ from offload_jax.certificate import Certificate
 from offload_jax.commands.progress import Stages
 from offload_jax.commands.sources import Source
 from offload_jax.comparison import Comparison
+from offload_jax.documents import replace_file
 from offload_jax.evaluation import Decider, baseline_solver
-from offload_jax.instance import users_only
+from offload_jax.instance import taken, users_only
 from offload_jax.plans import Decision, to_plans
 from offload_jax.schema import Plan
 from offload_jax.splits import SplitsConfig
@@ -35,8 +35,17 @@ class More:
     key: Key
 
 
+def compared(comparison: Comparison, source: Source) -> report.Study:
+    """The comparison with its headings."""
+    return report.Study(
+        title=f"offload-jax: {source.name}",
+        subtitle=f"{len(comparison.detail.users):,} instances",
+        comparison=comparison,
+    )
+
+
 def studied(
-    comparison: Comparison,
+    found: report.Study,
     source: Source,
     methods: Mapping[str, Decider],
     decided: Mapping[tuple[str, str], Decision],
@@ -45,7 +54,7 @@ def studied(
     more: More,
     stages: Stages,
 ) -> report.Study:
-    """The comparison with all that a page shows; `strongest` decided the plan that is drawn.
+    """The study with all that a page shows; `strongest` decided the plan that is drawn.
 
     Gaps against time, and the plan, are of the last cell: the one with most users.
     """
@@ -61,28 +70,21 @@ def studied(
     if more.sizes and source.scenario:
         rows = study.scaling(source.scenario, methods, more.sizes, more.key, solver, stages.stage)
     largest = int(np.argmax(np.sum(np.asarray(instances.mask), axis=0)))
-    chosen = jax.tree.map(lambda x: x[..., largest : largest + 1], instances)
+    chosen = taken(instances, slice(largest, largest + 1))
     decision = Decision(here[strongest].assignment[..., largest : largest + 1], 0.0)
     plan = to_plans(chosen, decision, strongest, splits)[0]
-    return report.Study(
-        title=f"offload-jax: {source.name}",
-        subtitle=f"{len(comparison.detail.users):,} instances",
-        comparison=comparison,
-        traces=traces,
-        scaling=rows,
-        plan=(users_only(jax.tree.map(lambda x: x[..., 0], chosen)), plan),
-    )
+    drawn = users_only(taken(chosen, 0)), plan
+    return replace(found, traces=traces, scaling=rows, plan=drawn, solver=splits)
 
 
-def write(
+def write_numbers(
     found: report.Study,
     out: Path,
     about: Mapping[str, Any],
-    certificates: Sequence[Certificate],
+    certificates: Sequence[Certificate] = (),
 ) -> list[str]:
-    """Writes everything into the folder and prints the table; the names of the files."""
-    comparison = found.comparison
-    document: dict[str, Any] = {**about, **comparison.to_json()}
+    """Writes `eval.json` and `table.md` of what there is so far."""
+    document: dict[str, Any] = {**about, **found.comparison.to_json()}
     if certificates:
         document["certificates"] = [asdict(certificate) for certificate in certificates]
     if found.traces:
@@ -93,20 +95,33 @@ def write(
     if found.scaling:
         keys = ("method", "users", "seconds_per_plan")
         document["scaling"] = [dict(zip(keys, row, strict=True)) for row in found.scaling]
-    (out / "eval.json").write_text(json.dumps(document, indent=1), encoding="utf-8")
-    title = f"{found.subtitle}; gap to the {comparison.reference}"
-    table = report.markdown(comparison)
-    (out / "table.md").write_text(f"{title}\n\n{table}\n", encoding="utf-8")
-    (out / "report.html").write_text(report.html(found), encoding="utf-8")
-    charts.save(figures.gap_figure(comparison), out / "gaps.png")
-    if found.plan is not None:
-        charts.save(figures.plan_figure(*found.plan), out / "plan.png")
-    print(title)
-    console = Console()
+    replace_file(out / "eval.json", json.dumps(document, indent=1))
+    table = report.markdown(found.comparison)
+    replace_file(out / "table.md", f"{_title(found)}\n\n{table}\n")
+    return ["eval.json", "table.md"]
+
+
+def write_pictures(found: report.Study, out: Path) -> list[str]:
+    """Writes the page and the pictures."""
+    replace_file(out / "report.html", report.html(found))
+    charts.save(figures.gap_figure(found.comparison), out / "gaps.png")
+    if found.plan is None:
+        return ["report.html", "gaps.png"]
+    charts.save(figures.plan_figure(*found.plan, found.solver), out / "plan.png")
+    return ["report.html", "gaps.png", "plan.png"]
+
+
+def show(found: report.Study) -> None:
+    """Prints the table."""
+    print(_title(found))
+    table, console = report.markdown(found.comparison), Console()
     console.print(Markdown(table)) if console.is_terminal else print(table)
-    for name, reason in comparison.left_out.items():
+    for name, reason in found.comparison.left_out.items():
         print(f"left out: {name} ({reason})")
-    return ["report.html", "eval.json", "table.md", "gaps.png", "plan.png"]
+
+
+def _title(found: report.Study) -> str:
+    return f"{found.subtitle}; gap to the {found.comparison.reference}"
 
 
 def plans_of(

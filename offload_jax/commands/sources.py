@@ -13,6 +13,7 @@ from offload_jax.comparison import ALL, HARD
 from offload_jax.config import ConfigError
 from offload_jax.evaluation import Known, sample_cells
 from offload_jax.instance import Instance, from_record, stack
+from offload_jax.model import objective_denied
 from offload_jax.plans import Decision
 from offload_jax.scenario import Scenario
 from offload_jax.schema import InstanceRecord
@@ -77,7 +78,7 @@ def of_file(path: Path, with_optima: bool) -> Source:
     cells = {
         name: stack([from_record(records[i]) for i in chosen]) for name, chosen in groups.items()
     }
-    known = _optima(records, groups) if with_optima else None
+    known = _optima(records, groups, cells) if with_optima else None
     return Source(path.stem, cells, None, known=known, records=records, groups=groups)
 
 
@@ -92,9 +93,13 @@ def _groups(path: Path, records: Sequence[InstanceRecord]) -> dict[str, list[int
     return groups
 
 
-def _optima(records: Sequence[InstanceRecord], groups: dict[str, list[int]]) -> Known | None:
+def _optima(
+    records: Sequence[InstanceRecord], groups: dict[str, list[int]], cells: dict[str, Instance]
+) -> Known | None:
     found = [r.optimum for r in records]
-    gains = np.array([o.objective - o.deny_all for o in found if o is not None])
-    if len(gains) < len(records):
+    if any(optimum is None for optimum in found):
         return None
-    return Known("optimum in the file", {name: gains[chosen] for name, chosen in groups.items()})
+    objectives = np.array([optimum.objective for optimum in found if optimum is not None])
+    denied = {name: np.asarray(objective_denied(instances)) for name, instances in cells.items()}
+    gains = {name: objectives[chosen] - denied[name] for name, chosen in groups.items()}
+    return Known("optimum in the file", gains)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -12,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
+from jax.typing import ArrayLike
 
 from offload_jax import runs, testsets
 from offload_jax.baselines import apply_method
@@ -22,7 +24,7 @@ from offload_jax.baselines.scip import branch_and_bound, refuse_scip
 from offload_jax.baselines.search import run as run_search
 from offload_jax.config import ConfigError
 from offload_jax.gains import gain_of
-from offload_jax.instance import Instance, toy
+from offload_jax.instance import Instance, taken, toy
 from offload_jax.policies import best_of
 from offload_jax.scenario import PRESETS
 from offload_jax.testsets import SHIPPED, TestSet
@@ -65,18 +67,15 @@ def run(words: list[str], prog: str) -> int:
     instances = known.on_device()
     for name in ("greedy", "reduced-greedy"):
         known = _offered(known, name, apply_method(name, instances).assignment, parsed)
-    found: list[np.ndarray] = []
     for method, assignment in _searches(parsed, instances, _key(known)):
-        known = _offered(known, method, assignment, parsed)
-        found.append(testsets.values_of(known, assignment))
-    known = _enumerated(testsets.searched(known, found), instances)
+        known = _offered(known, method, assignment, parsed, search=True)
+    known = _enumerated(known, instances, parsed)
     if parsed.scip_s:
         known = _branched(known, parsed)
     if parsed.bound_rounds:
         config = BoundConfig(rounds=parsed.bound_rounds)
         bounds = upper_bound(instances, jnp.asarray(known.assignments()), config=config)
-        known = testsets.bounded(known, bounds, "upper bound")
-    testsets.save(known, parsed.folder)
+        known = testsets.save(testsets.bounded(known, bounds, "upper bound"), parsed.folder)
     print(_summary(known))
     return 0
 
@@ -87,20 +86,23 @@ def _check(parsed: Arguments) -> None:
     for field in ("restarts", "repeats", "bound_rounds"):
         if getattr(parsed, field) < 0:
             raise ConfigError(f"{field} is {getattr(parsed, field)}; must be at least 0")
-    if not parsed.seconds > 0:
-        raise ConfigError(f"seconds is {parsed.seconds}; must be above 0")
-    if not parsed.scip_s >= 0:
-        raise ConfigError(f"scip-s is {parsed.scip_s}; must be at least 0")
+    if not 0 < parsed.seconds < math.inf:
+        raise ConfigError(f"seconds is {parsed.seconds}; must be above 0 and finite")
+    if not 0 <= parsed.scip_s < math.inf:
+        raise ConfigError(f"scip-s is {parsed.scip_s}; must be at least 0 and finite")
     if parsed.scip_s and (reason := refuse_scip(toy()[0])):
         raise ConfigError(f"scip-s is {parsed.scip_s}; must be 0: {reason}")
 
 
-def _offered(known: TestSet, method: str, assignment: Assignment, parsed: Arguments) -> TestSet:
-    """The set with what a method found, saved."""
+def _offered(
+    known: TestSet, method: str, assignment: Assignment, parsed: Arguments, search: bool = False
+) -> TestSet:
+    """The set with what a method found, saved; an independent search is put on record."""
     known, better = testsets.improved(known, {method: assignment})
-    testsets.save(known, parsed.folder)
+    if search:
+        known = testsets.searched(known, assignment)
     print(f"{method}: {better} of {len(known.best)} improved", flush=True)
-    return known
+    return testsets.save(known, parsed.folder)
 
 
 def _key(known: TestSet) -> Key:
@@ -125,40 +127,40 @@ def _searches(parsed: Arguments, instances: Instance, key: Key) -> Iterator[tupl
         yield f"policy {folder.name}", best_of(policy, instances, 64, next(keys))[0]
 
 
-def _enumerated(known: TestSet, instances: Instance) -> TestSet:
-    """All assignments of every instance that is small enough."""
-    plans, bounds = known.assignments(), np.full(len(known.best), np.inf)
-    small = []
-    for i in range(len(known.best)):
-        instance = jax.tree.map(lambda x, i=i: x[..., i], instances)
-        if not refuse_enumeration(instance) and known.best[i].proof is None:
-            small.append(i)
-            best = enumerate_all(instance)
-            plans[:, i] = np.asarray(best)
-            bounds[i] = float(gain_of(instance, best))
-            print(f"enumeration: {len(small)} done", flush=True)
-    if not small:
-        return known
-    known, better = testsets.improved(known, {"enumeration": plans})
-    print(f"enumeration: {better} of {len(small)} improved", flush=True)
-    # Enumeration is in float32: its winner is proven up to that.
-    return testsets.bounded(known, bounds, "enumeration")
+def _enumerated(known: TestSet, instances: Instance, parsed: Arguments) -> TestSet:
+    """All assignments of every instance that is small enough; kept one by one."""
+    for i, best in enumerate(known.best):
+        instance = taken(instances, i)
+        if best.proof is None and not refuse_enumeration(instance):
+            found = enumerate_all(instance)
+            # Enumeration is in float32: its winner is proven up to that.
+            known = _proven(known, i, found, float(gain_of(instance, found)), "enumeration", parsed)
+    return known
 
 
 def _branched(known: TestSet, parsed: Arguments) -> TestSet:
     """Branch and bound on every instance without a proof; kept one by one."""
     open_ = [i for i, best in enumerate(known.best) if best.proof is None]
     for done, i in enumerate(open_, 1):
-        plans, bounds = known.assignments(), np.full(len(known.best), np.inf)
-        instance = jax.tree.map(lambda x, i=i: x[..., i], known.instances)
-        proof = branch_and_bound(instance, parsed.scip_s, plans[:, i])
-        plans[:, i], bounds[i] = proof.assignment, proof.bound
-        known, better = testsets.improved(known, {"scip": plans})
-        known = testsets.bounded(known, bounds, "scip")
-        testsets.save(known, parsed.folder)
-        said = "optimal" if proof.closed else f"bound {proof.bound:.6g} s"
-        print(f"scip: {done} of {len(open_)}, {said}{', improved' * better}", flush=True)
+        instance = taken(known.instances, i)
+        proof = branch_and_bound(instance, parsed.scip_s, known.assignments()[:, i])
+        print(f"scip: {done} of {len(open_)}", flush=True)
+        known = _proven(known, i, proof.assignment, proof.bound, "scip", parsed)
     return known
+
+
+def _proven(
+    known: TestSet, i: int, assignment: ArrayLike, bound: float, method: str, parsed: Arguments
+) -> TestSet:
+    """The set with the plan and the bound that an exact method has for one instance, saved."""
+    plans, bounds = known.assignments(), np.full(len(known.best), np.inf)
+    plans[:, i], bounds[i] = np.asarray(assignment), bound
+    known, better = testsets.improved(known, {method: plans})
+    known = testsets.bounded(known, bounds, method)
+    best = known.best[i]
+    said = "optimal" if best.proof else f"at most {100 * (bound / best.gain - 1):.3g} % better"
+    print(f"{method}: instance {i} {said}{', improved' * better}", flush=True)
+    return testsets.save(known, parsed.folder)
 
 
 def _summary(known: TestSet) -> str:
