@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -50,7 +50,8 @@ class Arguments:
     """Parts to run: enumeration, heuristics, searches, bounds, proofs, pymoo, advice.
     Default: all."""
     out: Path | None = None
-    """JSON file to write; parts that it has already, and that are not run, stay in it."""
+    """JSON file to write, with its tables beside it (.md). Parts that it has already, and that are
+    not run, stay in it."""
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -67,11 +68,16 @@ def main(words: Sequence[str] | None = None) -> int:
     for name in parsed.parts or PARTS:
         rows = []
         for row in PARTS[name]():
-            print(name, " ".join(f"{k}={_short(v)}" for k, v in row.items()), flush=True)
+            print(
+                f"{name}:",
+                ", ".join(f"{_spoken(k)} {_short(k, v)}" for k, v in row.items()),
+                flush=True,
+            )
             rows.append(row)
         found[name] = {"provenance": suite.provenance(), "rows": rows}
         if parsed.out is not None:
             replace_file(parsed.out, json.dumps(found, indent=1) + "\n")
+            replace_file(parsed.out.with_suffix(".md"), markdown(found))
     return 0
 
 
@@ -88,8 +94,39 @@ def _check(parsed: Arguments) -> None:
     suite.checked_out(parsed.out)
 
 
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+def markdown(found: Mapping[str, Any]) -> str:
+    """A table for each part."""
+    texts = []
+    for name, part in PARTS.items():
+        if name not in found:
+            continue
+        rows = found[name]["rows"]
+        about = " ".join((part.__doc__ or "").split())
+        texts.append(f"**{name}.** {about}\n\n{_table(rows)}")
+    return "\n\n".join(texts) + "\n"
+
+
+def _table(rows: Sequence[Row]) -> str:
+    """A line for each row; of a single row, for each of its numbers."""
+    if len(rows) == 1:
+        lines = [["", ""], *([_spoken(key), _short(key, value)] for key, value in rows[0].items())]
+    else:
+        lines = [[_spoken(key) for key in rows[0]]]
+        lines += [[_short(key, value) for key, value in row.items()] for row in rows]
+    lines.insert(1, ["---", *["---:"] * (len(lines[0]) - 1)])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _spoken(key: str) -> str:
+    return key.replace("_", " ") + (" %" if key.startswith("gap_") else "")
+
+
+def _short(key: str, value: Any) -> str:
+    if value is None:
+        return ""
+    if not isinstance(value, float):
+        return f"{value:,}" if isinstance(value, int) else str(value)
+    return f"{100 * value:.3g}" if key.startswith("gap_") else f"{value:.3g}"
 
 
 def enumeration() -> Iterator[Row]:

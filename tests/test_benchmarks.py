@@ -273,12 +273,15 @@ def test_a_shadowed_package_is_refused(checkout):
 
 def test_quality_keeps_parts_that_were_not_run(tmp_path, capsys, monkeypatch):
     out = tmp_path / "quality.json"
-    out.write_text(json.dumps({"proofs": "as before"}))
+    before = {"rows": [{"closed": 1, "gap_max": None}, {"closed": 2000, "gap_max": 0.01}]}
+    out.write_text(json.dumps({"proofs": before}))
     monkeypatch.setitem(quality.PARTS, "bounds", lambda: iter([{"gap_mean": 0.25, "rounds": 3}]))
     assert quality.main(["bounds", "--out", str(out)]) == 0
-    assert "bounds gap_mean=0.25 rounds=3" in capsys.readouterr().out
+    assert "bounds: gap mean % 25, rounds 3" in capsys.readouterr().out
     document = json.loads(out.read_text())
-    assert document["proofs"] == "as before"
+    assert document["proofs"] == before
+    table = (tmp_path / "quality.md").read_text()
+    assert "| closed | gap max % |\n| --- | ---: |\n| 1 |  |\n| 2,000 | 1 |" in table
     assert document["bounds"]["rows"] == [{"gap_mean": 0.25, "rounds": 3}]
     assert document["bounds"]["provenance"]["commit"]
 
