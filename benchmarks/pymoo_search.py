@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from offload_jax.baselines.search import repaired
-from offload_jax.gains import candidate_gains
+from offload_jax.gains import candidate_gains, repeated
 from offload_jax.instance import Instance
 
 
@@ -57,7 +57,5 @@ def pymoo_genetic(
 @jax.jit
 def _values(instance: Instance, plans: jax.Array) -> jax.Array:
     """Gains of plans (users, population), repaired."""
-    crowd = jax.tree.map(lambda x: jnp.broadcast_to(x[..., None], (*x.shape, plans.shape[1])),
-                         instance)  # fmt: skip
-    fixed = repaired(crowd, plans)
+    fixed = repaired(repeated(instance, plans.shape[1]), plans)
     return candidate_gains(instance, lambda i: fixed[:, i], plans.shape[1])

@@ -8,7 +8,6 @@ A plan better than what is known counts as the best before any gap is computed.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -23,7 +22,7 @@ from offload_jax.baselines import METHODS, QUICK, Show, apply_method, assigner, 
 from offload_jax.baselines.bound import upper_bound
 from offload_jax.comparison import ALL, HARD, Comparison, Detail, Row, half_width
 from offload_jax.instance import Instance, pad_users
-from offload_jax.plans import Decision, wrong_bounds
+from offload_jax.plans import Decision, sound
 from offload_jax.policies import Policy, timed_best_of
 from offload_jax.scenario import EdgeScenario, PaperScenario
 from offload_jax.splits import splits_config
@@ -121,48 +120,53 @@ def compare(
     found: dict[tuple[str, str], _Found] = {}
     left: dict[str, np.ndarray] = {}  # to the bounds, as a share
     for cell, instances in cells.items():
+        here: dict[str, _Found] = {}
         for name, decide in methods.items():
             progress(cell, name)
             kept[name, cell] = decide(instances)
-            found[name, cell] = _measured(kept[name, cell], instances, solver)
-        gains = [found[name, cell].gain for name in methods]
-        gains += [known.gains[cell]] if known else []
-        best = np.max(gains, axis=0, initial=0)  # all can be denied
-        for name in methods:
-            found[name, cell] = found[name, cell].against(best)
-        proven = [found[name, cell].bound for name in methods]
-        proven += [known.bounds[cell]] if known and cell in known.bounds else []
+            here[name] = _measured(kept[name, cell], instances, solver)
+        gains = [one.gain for one in here.values()]
+        best = np.max([*gains, *([known.gains[cell]] if known else [])], axis=0, initial=0)
+        proven = {f"by {name}": one.bound for name, one in here.items()}
+        if known and cell in known.bounds:
+            proven["known"] = known.bounds[cell]
         if bounds:
             progress(cell, "upper bounds")
-            plans = np.stack([np.asarray(kept[name, cell].assignment) for name in methods])
-            winner = np.argmax(gains[: len(methods)], axis=0)[None, None]
-            winner = jnp.asarray(np.take_along_axis(plans, winner, axis=0)[0])
-            proven.append(upper_bound(instances, winner))
-        least = np.min(proven, axis=0)
-        if np.any(wrong_bounds(least, best)):
-            i = int(np.argmax(best - least))
-            warnings.warn(
-                f"cell {cell!r}, instance {i}: an upper bound, {least[i]:.7g} s, is below the gain "
-                f"of a feasible plan, {best[i]:.7g} s; one of the methods that prove is wrong",
-                stacklevel=2,
-            )
-        left[cell] = (least - best) / np.maximum(best, 1e-9)
-    groups = {cell: [cell] for cell in cells}
-    groups |= {ALL: list(cells)} if len(cells) > 1 else {}
-    groups |= {HARD: list(hard)} if 0 < len(hard) < len(cells) else {}
-    rows = [
-        _summary(name, group, [found[name, cell] for cell in members])
-        for group, members in groups.items()
-        for name in methods
-    ]
+            plans = [kept[name, cell].assignment for name in methods]
+            proven["by duality"] = upper_bound(instances, _winners(plans, gains))
+        least = np.min([sound(bound, best, whose) for whose, bound in proven.items()], axis=0)
+        left[cell] = np.maximum(least - best, 0) / np.maximum(best, 1e-9)
+        found |= {(name, cell): one.against(best) for name, one in here.items()}
     exact = [name for name in methods if name in METHODS and METHODS[name].optimal]
     reference = f"optimum ({exact[0]})" if exact else "best of the methods compared"
     return Comparison(
         reference=known.reference if known else reference,
         detail=_detail(cells, list(methods), found, left),
-        rows=rows,
+        rows=_rows(list(cells), hard, list(methods), found),
         left_out=left_out,
     )
+
+
+def _winners(plans: Sequence[Assignment], gains: Sequence[np.ndarray]) -> Assignment:
+    """Of each instance the plan that gains most."""
+    winner = np.argmax(gains, axis=0)[None, None]
+    return jnp.asarray(np.take_along_axis(np.stack(plans), winner, axis=0)[0])
+
+
+def _rows(
+    cells: Sequence[str],
+    hard: Sequence[str],
+    methods: Sequence[str],
+    found: Mapping[tuple[str, str], _Found],
+) -> list[Row]:
+    groups = {cell: [cell] for cell in cells}
+    groups |= {ALL: list(cells)} if len(cells) > 1 else {}
+    groups |= {HARD: list(hard)} if 0 < len(hard) < len(cells) else {}
+    return [
+        _summary(name, group, [found[name, cell] for cell in members])
+        for group, members in groups.items()
+        for name in methods
+    ]
 
 
 def _detail(
@@ -176,7 +180,7 @@ def _detail(
 
     masks = {cell: np.asarray(instances.mask) for cell, instances in cells.items()}
     asked = {c: np.sum(np.where(masks[c], cells[c].demand, 0), axis=0) for c in cells}
-    bound_gap = np.maximum(joined(left[cell] for cell in cells), 0)
+    bound_gap = joined(left[cell] for cell in cells)
     return Detail(
         users=joined(masks[cell].sum(axis=0) for cell in cells),
         load=joined(

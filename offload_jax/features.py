@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float
 
 from offload_jax import model
 from offload_jax.env import EnvConfig, State, action_mask, is_current
-from offload_jax.gains import pair_gains, reply_gains
+from offload_jax.gains import move_gains, reply_gains
 from offload_jax.instance import Instance
 from offload_jax.segments import pick
 from offload_jax.types import Scalar
@@ -117,7 +117,7 @@ def observe(
     placed = model.place(instance, state.assignment)
     # Padded users show zeros, whatever their numbers are.
     demand, local = (jnp.where(instance.mask, x, 0) for x in (instance.demand, local))
-    gains = pair_gains(instance, placed, state.split, state.price)
+    gains = move_gains(instance, placed, state.split, state.price)
     gains = jnp.where(instance.mask[:, None], gains, 0)  # (users, batches)
     undecided = (~state.decided & ~state.stopped).astype(gains.dtype)
     granted = placed.granted.astype(gains.dtype)
@@ -152,13 +152,9 @@ def observe(
         jnp.minimum(step_share, 4),
         jnp.broadcast_to(prices, shape),
     ]
-    overall = [
-        jnp.sum(undecided, axis=0) / real,
-        placed.num_granted / real,
-        state.gain / (unit * real),
-        jnp.sum(waiting, axis=0) / (jnp.sum(left, axis=0) + 1),
-        jnp.log(real),
-    ]
+    crowding = jnp.sum(waiting, axis=0) / (jnp.sum(left, axis=0) + 1)
+    shares = [jnp.sum(undecided, axis=0), placed.num_granted, state.gain / unit]
+    overall = [*(x / real for x in shares), crowding, jnp.log(real)]
     return Observation(
         current=current,
         undecided=undecided,

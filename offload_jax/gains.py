@@ -32,31 +32,9 @@ def reduced_gains(
     """
     return jnp.where(
         fits(instance, placed.load + instance.demand[:, None]),
-        pair_gains(instance, placed, split, price),
+        move_gains(instance, placed, split, price),
         -jnp.inf,
     )
-
-
-def pair_gains(
-    instance: Instance,
-    placed: Placement,
-    split: Float[Array, "users *batch"],
-    price: Float[Array, "servers *batch"],
-) -> Float[Array, "users batches *batch"]:
-    """`reduced_gains` without the capacities: finite for every pair."""
-    edge_steps = jnp.where(placed.granted, instance.steps - split, 0)
-    # Congestion: sum over granted j of (T - n_j) X_{A_j k}, s per image in batch k.
-    in_batch = jnp.stack(
-        [
-            jnp.sum(jnp.where(placed.batch == k, edge_steps, 0), axis=0)
-            for k in range(instance.num_batches)
-        ]
-    )
-    congestion = jnp.sum(in_batch[:, None] * instance.interference, axis=0)
-    airtime = model.airtime(instance)
-    radio = jnp.sum(jnp.where(placed.granted, airtime, 0), axis=0)
-    own = reply_gains(instance, placed.step_time, pick(instance.server, price), placed.num_granted)
-    return own - instance.demand[:, None] * congestion - radio
 
 
 def move_gains(
@@ -65,11 +43,11 @@ def move_gains(
     split: Float[Array, "users *batch"],
     price: Float[Array, "servers *batch"],
 ) -> Float[Array, "users batches *batch"]:
-    """`pair_gains` for granted users too: what each gains in each batch over being denied.
+    """What each user gains in each batch over being denied, to first order; finite for every pair.
 
-    All else unchanged: the gain of moving user i from batch k to l is r_il - r_ik, to first order.
-    What a granted user is compared with is being denied, so its own load, transfer and edge steps
-    count for nothing here. Denied users have what `pair_gains` gives them.
+    All else unchanged: the gain of moving user i from batch k to l is r_il - r_ik. Denied users
+    have their `reduced_gains`, capacities aside. A granted user is compared with being denied, so
+    its own load, transfer and edge steps count for nothing here.
     """
     edge_steps = jnp.where(placed.granted, instance.steps - split, 0)
     # X_kl of the own batch k of every user, for all l: what it costs them, and what they cost.
@@ -185,6 +163,9 @@ def gain_of(
 ) -> Float[Array, "*batch"]:
     """U - U_deny (s) of an assignment with its optimal splits; see `value.gain`."""
     return _gain_placed(instance, model.place(instance, assignment), solver)
+
+
+gains_of = jax.jit(gain_of, static_argnames="solver")  # of concrete instances
 
 
 def feasible_gain(

@@ -14,7 +14,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Float
 
 from offload_jax import model
-from offload_jax.gains import candidate_gains, gain_of, moved, pair_gains, repeated
+from offload_jax.gains import candidate_gains, gain_of, move_gains, moved, repeated
 from offload_jax.instance import Instance
 from offload_jax.segments import pick
 from offload_jax.types import Assignment
@@ -66,7 +66,7 @@ def margins(instance: Instance, assignment: Assignment, solver: Solver) -> Margi
         unlimited=gains[..., -1] - same[-1],
         second=same[1:-1] - same[0],
         allowed=instance.mask[:, None] & (own | jnp.pad(room, ((0, 0), (1, 0)), constant_values=1)),
-        estimate=pair_gains(instance, placed, outcome.split, outcome.price),
+        estimate=move_gains(instance, placed, outcome.split, outcome.price),
         within=fits(instance, placed.load),
         room=room,
         more=fits(replace(instance, capacity=instance.capacity + 1), joined),

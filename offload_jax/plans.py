@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import partial
@@ -33,10 +34,21 @@ from offload_jax.whole import mend
 PROVEN = 1e-5
 
 
-def wrong_bounds(bound: ArrayLike, gain: ArrayLike) -> np.ndarray:
-    """Where a feasible plan's gain lies so far above an upper bound that it is none."""
-    slack = 10 * PROVEN * np.maximum(np.abs(gain), 1e-6)
-    return np.asarray(np.greater(gain, np.add(bound, slack)))
+def sound(bounds: ArrayLike, gains: ArrayLike, whose: str) -> np.ndarray:
+    """Upper bounds (s), inf where a feasible plan gains more: that is none, and a warning says so.
+
+    `whose` tells the user whose they are.
+    """
+    bounds, gains = np.asarray(bounds, float), np.asarray(gains, float)
+    wrong = gains > bounds + 10 * PROVEN * np.maximum(np.abs(gains), 1e-6)
+    if np.any(wrong):
+        i = int(np.argmax(wrong))
+        warnings.warn(
+            f"{np.sum(wrong)} of {wrong.size} upper bounds {whose} are wrong and left out, that of "
+            f"instance {i}, {bounds[i]:.9g} s, before all: a feasible plan gains {gains[i]:.9g} s",
+            stacklevel=2,
+        )
+    return np.where(wrong, np.inf, bounds)
 
 
 @dataclass(frozen=True)
@@ -105,10 +117,11 @@ def to_plans(
     mask, granted = np.asarray(instances.mask), np.asarray(decision.assignment)
     outcome, count = rounded.outcome, mask.shape[-1]
     bounds = np.full(count, np.inf) if decision.bound is None else decision.bound
+    bounds = sound(bounds, np.where(outcome.feasible, outcome.gain, -np.inf), f"by {method}")
     plans = []
     for i in range(count):
         real, gain = mask[:, i], float(outcome.gain[i])
-        optimal = bool(abs(bounds[i] - gain) <= PROVEN * max(abs(gain), 1e-9))
+        optimal = bool(bounds[i] - gain <= PROVEN * max(abs(gain), 1e-9))
         objective = float(outcome.objective[i])
         bound = max(objective, float(denied[i] + bounds[i])) if np.isfinite(bounds[i]) else None
         plans.append(

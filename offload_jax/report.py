@@ -119,16 +119,22 @@ def _gaps(comparison: Comparison) -> list[Section]:
             caption = "Mean gap with its 95 % interval; logarithmic, 0 at the bottom."
             sections.append(Section(title, svg=charts.svg(drawn, title), caption=caption))
     if detail.bound_gap is not None:
-        gap = detail.bound_gap
-        text = (
-            f"Upper bounds, valid for every plan, lie {100 * gap.mean():.2f} % above the best "
-            f"known plans on average and {100 * gap.max():.2f} % at most: no method, however "
-            f"clever, can gain more than that. {int(np.sum(gap <= PROVEN))} of {len(gap)} are "
-            "proven optimal."
-        )
-        drawn = charts.certified(gap)
-        sections.append(Section("What is proven", (text,), svg=charts.svg(drawn, "proven")))
+        sections.append(_proven(detail.bound_gap))
     return sections
+
+
+def _proven(gap: np.ndarray) -> Section:
+    """`gap` is from the best known plans to the bounds, as a share."""
+    proven = int(np.sum(gap <= PROVEN))
+    if proven == len(gap):
+        text = f"All {proven} best known plans are proven optimal: no method can gain more."
+        return Section("What is proven", (text,))
+    text = (
+        f"Upper bounds, valid for every plan, lie {100 * gap.mean():.2f} % above the best "
+        f"known plans on average and {100 * gap.max():.2f} % at most: no method, however "
+        f"clever, can gain more than that. {proven} of {len(gap)} are proven optimal."
+    )
+    return Section("What is proven", (text,), svg=charts.svg(charts.certified(gap), "proven"))
 
 
 def _times(study: Study) -> list[Section]:

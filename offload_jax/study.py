@@ -14,7 +14,7 @@ from offload_jax import model
 from offload_jax.baselines import METHODS, apply_method
 from offload_jax.baselines.search import Trace
 from offload_jax.evaluation import Decider
-from offload_jax.gains import gain_of
+from offload_jax.gains import gains_of
 from offload_jax.instance import Instance, taken
 from offload_jax.plans import Decision
 from offload_jax.scenario import Scenario
@@ -22,7 +22,6 @@ from offload_jax.types import Key
 from offload_jax.value import Solver
 
 Progress = Callable[[str], None]
-_gain = jax.jit(gain_of, static_argnums=2)
 
 
 def anytime(
@@ -47,7 +46,7 @@ def anytime(
             traces[name] = Trace()
             apply_method(name, instances, solver, budget_s, key, trace=traces[name])
         else:
-            gain = np.asarray(_gain(instances, decision.assignment, solver))
+            gain = np.asarray(gains_of(instances, decision.assignment, solver=solver))
             traces[name] = Trace([decision.seconds], [gain])
     last = [trace.gains[-1] for trace in traces.values()]
     best = np.max([*last, *([] if known is None else [known])], axis=0)

@@ -13,7 +13,6 @@ import hashlib
 import io
 import json
 import math
-import warnings
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -29,7 +28,7 @@ from offload_jax.documents import replace_file
 from offload_jax.gains import feasible_gain
 from offload_jax.instance import Instance
 from offload_jax.model import objective_denied
-from offload_jax.plans import PROVEN, wrong_bounds
+from offload_jax.plans import PROVEN, sound
 from offload_jax.scenario import Scenario, from_settings
 
 FORMAT, VERSION = "offload-jax/testset", 1
@@ -126,8 +125,7 @@ def improved(testset: TestSet, found: Mapping[str, ArrayLike]) -> tuple[TestSet,
     """The set with better plans taken over from what methods found, and how many were better.
 
     `found` maps a method's name to assignments (users, instances). Valued in float64; plans that
-    break a capacity or a budget are never taken. A plan above its upper bound shows that the bound
-    was wrong: a warning says so, and the bound is dropped.
+    break a capacity or a budget are never taken. Bounds below a plan's gain are dropped (`sound`).
     """
     gains = {name: values_of(testset, plans) for name, plans in found.items()}
     denied, mask = _denied(testset.instances), np.asarray(testset.instances.mask)
@@ -140,14 +138,12 @@ def improved(testset: TestSet, found: Mapping[str, ArrayLike]) -> tuple[TestSet,
                 best[i] = replace(best[i], gain=gain, objective=objective, assignment=plan,
                                   method=name, reached=0)  # fmt: skip
         count += best[i] is not known
-        if wrong_bounds(best[i].limit, best[i].gain):
-            warnings.warn(
-                f"testset {testset.name!r}: the upper bound of instance {i} by {known.bound_by}, "
-                f"{known.limit:.9g} s, is below a plan of {best[i].method}, {best[i].gain:.9g} s; "
-                "it was wrong and is dropped",
-                stacklevel=2,
-            )
-            best[i] = replace(best[i], bound=None, bound_by=None)
+    new = replace(testset, best=tuple(best))
+    limits = sound(new.bounds, new.gains, f"of test set {testset.name}")
+    best = [
+        replace(one, bound=None, bound_by=None) if limit > one.limit else one
+        for one, limit in zip(best, limits, strict=True)
+    ]
     return replace(testset, best=tuple(best)), count
 
 
@@ -163,15 +159,9 @@ def searched(testset: TestSet, assignment: ArrayLike) -> TestSet:
 def bounded(testset: TestSet, bounds: np.ndarray, method: str) -> TestSet:
     """The set with upper bounds (s) of the gains by a method, where they are better than known.
 
-    Raises ValueError for a bound below the gain of a known plan: it is none.
+    Bounds below the gain of a known plan are left out (`sound`).
     """
-    wrong = np.flatnonzero(wrong_bounds(bounds, testset.gains))
-    if len(wrong):
-        i = int(wrong[0])
-        raise ValueError(
-            f"bounds by {method} has {bounds[i]:.9g} s for instance {i}; must be at least the gain "
-            f"of a known plan ({testset.gains[i]:.9g} s, by {testset.best[i].method})"
-        )
+    bounds = sound(bounds, testset.gains, f"by {method}")
     best = [
         replace(known, bound=max(float(bound), known.gain), bound_by=method)
         if bound < known.limit

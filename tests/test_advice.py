@@ -13,7 +13,7 @@ from episodes import jit, numpy, one, world
 from offload_jax import cli, model, schema
 from offload_jax.advice import BUDGET, CAPACITY, OPEN, RULES, WORTH, advise
 from offload_jax.commands.advise import text
-from offload_jax.gains import exact_gains, gain_of, pair_gains
+from offload_jax.gains import exact_gains, gain_of, move_gains
 from offload_jax.instance import save_instances, toy
 from offload_jax.splits import SplitsConfig
 from offload_jax.value import evaluate
@@ -28,7 +28,7 @@ solved, exact = jit(gain_of), jit(exact_gains)
 @jit
 def estimates(instance, plan):
     outcome = evaluate(instance, plan)
-    return pair_gains(instance, model.place(instance, plan), outcome.split, outcome.price)
+    return move_gains(instance, model.place(instance, plan), outcome.split, outcome.price)
 
 
 def worth(instance, plan) -> float:

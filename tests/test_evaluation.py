@@ -18,7 +18,7 @@ from offload_jax.comparison import ALL, HARD
 from offload_jax.evaluation import Known, compare, deciders, sample_cells
 from offload_jax.gains import gain_of
 from offload_jax.instance import toy
-from offload_jax.plans import Decision
+from offload_jax.plans import PROVEN, Decision
 from offload_jax.scenario import PaperScenario
 from offload_jax.value import evaluate
 
@@ -158,12 +158,14 @@ def test_plans_that_are_not_feasible_set_no_standard() -> None:
     assert comparison.detail.gaps["grant"][~good].max() == 0
 
 
-def test_wrong_bounds_are_told() -> None:
+def test_wrong_bounds_are_told_and_prove_nothing() -> None:
     methods = deciders(None, (), jax.random.key(0), ["greedy"])
     greedy = methods["greedy"]
     methods["prover"] = lambda i: replace(greedy(i), bound=np.full(4, 1e-3))
-    with pytest.warns(UserWarning, match=r"cell 'edge', instance \d: an upper bound, 0.001 s, is"):
-        compare({"edge": world("edge", 4)}, methods)
+    with pytest.warns(UserWarning, match=r"4 of 4 upper bounds by prover are wrong and left out"):
+        comparison = compare({"edge": world("edge", 4)}, methods)
+    assert comparison.detail.bound_gap is None  # nothing is proven
+    assert "proven" not in report.html(report.Study("T", "t", comparison))
 
 
 def test_one_instance_has_no_interval() -> None:
@@ -173,8 +175,13 @@ def test_one_instance_has_no_interval() -> None:
 
 
 def test_bounds_are_above_the_best(compared) -> None:
-    methods = deciders(None, (), jax.random.key(0), ["deny", "greedy"])
-    bounded = compare({"edge": world("edge", 8)}, methods, bounds=True).detail
+    methods = deciders(None, (), jax.random.key(0), ["deny", "greedy", "enumeration"])
+    quick = {name: methods[name] for name in ("deny", "greedy")}
+    bounded = compare({"edge": world("edge", 8)}, quick, bounds=True).detail
     assert np.all(bounded.bound_gap >= 0)
     assert np.all(np.isfinite(bounded.bound_gap))
-    assert compare({"edge": world("edge", 8)}, methods).detail.bound_gap is None
+    proven = compare({"edge": world("edge", 8)}, {"enumeration": methods["enumeration"]})
+    assert proven.detail.bound_gap.max() <= PROVEN
+    page = report.html(report.Study("T", "t", proven))
+    assert "All 8 best known plans are proven optimal" in page
+    assert compare({"edge": world("edge", 8)}, quick).detail.bound_gap is None

@@ -12,7 +12,7 @@ import pytest
 from problems import EVALUATE
 
 from offload_jax import model
-from offload_jax.gains import pair_gains
+from offload_jax.gains import move_gains
 from offload_jax.instance import Instance
 from offload_jax.learner import sample_instances
 from offload_jax.scenario import EdgeScenario
@@ -130,7 +130,7 @@ def test_gradient_at_a_corner_is_the_reduced_gain(x64) -> None:
     """dV/dp_ik - dV/dp_i0 of a denied user is what granting would gain, to first order."""
     instances, _, plan = world()
     plain = EVALUATE(instances, plan)
-    reduced = pair_gains(instances, model.place(instances, plan), plain.split, plain.price)
+    reduced = move_gains(instances, model.place(instances, plan), plain.split, plain.price)
     slope = jax.grad(lambda p: jnp.sum(soft_evaluate(instances, p).value))(corner(plan))
     denied = np.asarray((plan == 0) & instances.mask)[:, None]
     found = np.where(denied, slope[:, 1:] - slope[:, :1], 0)

@@ -45,10 +45,9 @@ def test_shipped_sets_hold_what_they_say(name) -> None:
         objectives = [testset.best[i].objective for i in some]
         np.testing.assert_allclose(outcome.objective, objectives, rtol=1e-9)
     assert np.all(testset.bounds >= testset.gains)
-    if name == "edge":  # edge_large was searched less; see docs/methods.md
-        assert all(best.searches >= 32 for best in testset.best)
-    proven = [best for best in testset.best if best.proof is not None]
-    assert all(best.bound <= best.gain * (1 + PROVEN) for best in proven)
+    assert all(best.searches >= 32 for best in testset.best)
+    if name == "edge":
+        assert all(best.bound <= best.gain * (1 + PROVEN) for best in testset.best)
 
 
 def test_better_plans_replace_known_ones(small, tmp_path) -> None:
@@ -75,17 +74,16 @@ def test_better_plans_replace_known_ones(small, tmp_path) -> None:
         np.testing.assert_array_equal(mine, theirs)
 
 
-def test_wrong_bounds_are_noticed(small) -> None:
+def test_wrong_bounds_are_left_out(small) -> None:
     plans = jit(METHODS["greedy"].assign)(small.on_device())
     known = testsets.bounded(small, np.array([1e-3, np.inf, np.inf, np.inf]), "magic")
-    with pytest.warns(UserWarning, match="bound of instance 0 by magic, 0.001 s, is below a plan"):
+    assert [best.bound_by for best in known.best] == ["magic", None, None, None]
+    with pytest.warns(UserWarning, match="1 of 4 upper bounds of test set small are wrong"):
         better, _ = testsets.improved(known, {"greedy": plans})
     assert {best.bound for best in better.best} == {None}
-    with pytest.raises(ValueError, match=r"bounds by magic has 0.001 s for instance 0; must be at"):
-        testsets.bounded(better, np.full(4, 1e-3), "magic")
-    # Only what was given proves anything.
-    none = testsets.bounded(better, np.full(4, np.inf), "magic")
-    assert {best.bound_by for best in none.best} == {None}
+    with pytest.warns(UserWarning, match="4 of 4 upper bounds by magic are wrong and left out"):
+        again = testsets.bounded(better, np.full(4, 1e-3), "magic")
+    assert again == better
 
 
 def test_damage_is_noticed(small, tmp_path) -> None:

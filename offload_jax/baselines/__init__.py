@@ -22,7 +22,7 @@ from offload_jax.baselines.local_search import local_search
 from offload_jax.baselines.scip import branch_and_bound, refuse_scip
 from offload_jax.baselines.search import Search, Trace, run
 from offload_jax.baselines.tabu import tabu
-from offload_jax.gains import gain_of
+from offload_jax.gains import gains_of
 from offload_jax.instance import Instance, taken
 from offload_jax.plans import Decision, add_batch, timed, to_plans
 from offload_jax.schema import Plan
@@ -68,10 +68,7 @@ def _enumerate(
 ) -> tuple[np.ndarray, float]:
     del budget_s  # half an enumeration is worth nothing
     best = enumerate_all(instance, solver, show)
-    return np.asarray(best), float(_gain(instance, best, solver))
-
-
-_gain = jax.jit(gain_of, static_argnums=2)
+    return np.asarray(best), float(gains_of(instance, best, solver=solver))
 
 
 def _scip(
@@ -125,7 +122,11 @@ def apply_method(
     `budget_s` is the time (s) for each instance that a search takes instead of its own number of
     rounds, and the limit of scip; `key` is what searches draw from; `trace` records how a search
     went. Calls `show(done, total)` in methods that go through the instances one by one.
+
+    Raises ValueError for an unknown method, and for a budget that is not positive and finite.
     """
+    if budget_s is not None and not 0 < budget_s < math.inf:
+        raise ValueError(f"budget_s is {budget_s}; must be above 0 and finite (s), or None")
     method, key = method_named(name), jax.random.key(0) if key is None else key
     if method.search is not None:
         trace = Trace() if trace is None else trace
@@ -138,7 +139,7 @@ def apply_method(
     decision = timed((name, solver), instances, assign)
     if not method.optimal:
         return decision
-    bound = np.asarray(_gain(instances, decision.assignment, solver))
+    bound = np.asarray(gains_of(instances, decision.assignment, solver=solver))
     return Decision(decision.assignment, decision.seconds, bound)
 
 
@@ -187,8 +188,6 @@ def solve(
     method does not apply to.
     """
     chosen = method_named(method)
-    if budget_s is not None and not 0 < budget_s < math.inf:
-        raise ValueError(f"budget_s is {budget_s}; must be above 0 and finite (s), or None")
     if instance.alpha.ndim != 1:
         raise ValueError(
             f"instance has users of shape {instance.alpha.shape}; must be one instance"

@@ -105,10 +105,9 @@ def _children(
         from_mother = jax.random.bernoulli(next(keys), 0.5, now.members.shape)
     else:
         # Cut before any user but the first.
-        rank = jnp.cumsum(crowd.mask, axis=0) - 1
-        later = crowd.mask & ((rank > 0) | (jnp.sum(crowd.mask, axis=0) == 1))
-        cut = jnp.argmax(someone(later, next(keys)), axis=0)
-        from_mother = jnp.arange(len(rank)).reshape(-1, *(1,) * len(shape)) < cut
+        later = crowd.mask & (jnp.cumsum(crowd.mask, axis=0) > 1)
+        cut = someone(later, next(keys))
+        from_mother = ~jnp.cumsum(cut, axis=0).astype(bool)
     children = jnp.where(from_mother, mother, father)
     happens, one, two = jax.random.split(next(keys), 3)
     first, second = (someone(crowd.mask, key) for key in (one, two))

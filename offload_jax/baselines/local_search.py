@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import jax
@@ -31,8 +32,8 @@ def local_search(shake: float = SHAKEN, first_shake: float = 0.0) -> Search:
 
     It is done when every instance has reached a plan that no move and no exchange improves. A round
     takes steps to the best of the neighbours that promise most, until none of those improves; then
-    it looks at all N (M + 1) + N (N - 1) / 2 of them. `first_shake` shakes the first plan too: 1
-    starts anywhere.
+    it looks at all N (M + 1) + N (N - 1) / 2 of them and goes on with the best of those likewise.
+    `first_shake` shakes the first plan too: 1 starts anywhere.
     """
 
     def start(instance: Instance, key: Key, solver: Solver) -> Found:
@@ -44,8 +45,14 @@ def local_search(shake: float = SHAKEN, first_shake: float = 0.0) -> Search:
 
     def advance(instance: Instance, found: Found, solver: Solver) -> Found:
         moves = Moves(instance.num_users, instance.num_batches)
-        walk = _downhill(instance, moves, found.memory, solver)
-        walk, better = _all_tried(instance, moves, walk, solver)
+
+        def promising(walk: _Walk) -> Array:
+            return moves.promising(instance, walk.assignment, solver)
+
+        walk, _ = _descended(instance, moves, found.memory, promising, solver)
+        gains = moves.gains(instance, walk.assignment, moves.all(walk.assignment), solver)
+        good = top(gains)
+        walk, better = _descended(instance, moves, walk, lambda _: good, solver)
         found = found.offered(walk.assignment, walk.gain)
         # At a local optimum the next descent starts.
         again, key = shaken(instance, found.best, found.key, shake)
@@ -55,28 +62,14 @@ def local_search(shake: float = SHAKEN, first_shake: float = 0.0) -> Search:
     return Search(start, advance)
 
 
-def _downhill(instance: Instance, moves: Moves, walk: _Walk, solver: Solver) -> _Walk:
-    """Steps to the best of the most promising neighbours, until no instance improves."""
-
-    def step(carry: tuple[_Walk, Array]) -> tuple[_Walk, Array]:
-        walk, _ = carry
-        promising = moves.promising(instance, walk.assignment, solver)
-        walk, better = _step(instance, moves, walk, promising, solver)
-        return walk, jnp.any(better)
-
-    return jax.lax.while_loop(lambda carry: carry[1], step, (walk, jnp.bool_(True)))[0]
-
-
-def _all_tried(
-    instance: Instance, moves: Moves, walk: _Walk, solver: Solver
+def _descended(
+    instance: Instance, moves: Moves, walk: _Walk, choose: Callable[[_Walk], Array], solver: Solver
 ) -> tuple[_Walk, Bool[Array, "*batch"]]:
-    """Every neighbour solved; steps to the best of those, until none of the best improves."""
-    gains = moves.gains(instance, walk.assignment, moves.all(walk.assignment), solver)
-    numbers = top(gains)
+    """Steps to the best of the chosen neighbours until no instance improves, and which did."""
 
     def step(carry: tuple[_Walk, Array, Array]) -> tuple[_Walk, Array, Array]:
         walk, ever, _ = carry
-        walk, better = _step(instance, moves, walk, numbers, solver)
+        walk, better = _step(instance, moves, walk, choose(walk), solver)
         return walk, ever | better, jnp.any(better)
 
     nowhere = jnp.zeros(walk.gain.shape, bool)
