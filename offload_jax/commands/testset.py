@@ -158,19 +158,24 @@ def _proven(
     known, better = testsets.improved(known, {method: plans})
     known = testsets.bounded(known, bounds, method)
     best = known.best[i]
-    said = "optimal" if best.proof else f"at most {100 * (bound / best.gain - 1):.3g} % better"
+    said = "optimal" if best.proof else f"gains {best.gain:.6g} s, at most {bound:.6g} s"
     print(f"{method}: instance {i} {said}{', improved' * better}", flush=True)
     return testsets.save(known, parsed.folder)
 
 
 def _summary(known: TestSet) -> str:
-    gains, bounds = known.gains, known.bounds
-    gap = (bounds - gains) / np.maximum(gains, 1e-9)
+    bounded = np.isfinite(known.bounds)
+    gap = known.bounds[bounded] / np.maximum(known.gains[bounded], 1e-9) - 1
+    bounds = "no upper bounds"
+    if bounded.any():
+        bounds = (
+            f"{np.sum(bounded)} upper bounds, {100 * gap.mean():.2f} % above on average and "
+            f"{100 * gap.max():.2f} % at most"
+        )
     proven = sum(best.proof is not None for best in known.best)
     again = np.array([best.reached for best in known.best])
     return (
-        f"{known.name}: {len(known.best)} instances, {proven} proven optimal; upper bounds are "
-        f"{100 * gap.mean():.2f} % above on average, {100 * gap.max():.2f} % at most; the best "
+        f"{known.name}: {len(known.best)} instances, {proven} proven optimal; {bounds}; the best "
         f"plan was reached by {again.mean():.1f} searches on average, once or never for "
         f"{int(np.sum(again <= 1))}"
     )
