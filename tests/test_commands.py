@@ -68,6 +68,10 @@ def test_eval_on_a_file(trained, capsys) -> None:
             ["eval", "--no-policy", "--instances", "a.json", "--scaling", "4"],
             "a file tells no scenario",
         ),
+        (
+            ["testset", "edge", "--folder", "/proc/nowhere"],
+            "folder is '/proc/nowhere'; must be a folder that can be written",
+        ),
         (["testset", "nowhere"], "name is 'nowhere'; must be one of edge"),
         (
             ["eval", "--no-policy", "--budget-s", "inf"],

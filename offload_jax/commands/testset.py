@@ -57,13 +57,7 @@ def run(words: list[str], prog: str) -> int:
     """Builds or improves the set; whatever was found is kept when it is interrupted."""
     parsed = tyro.cli(Arguments, args=words, prog=prog)
     _check(parsed)
-    try:
-        known = testsets.load(parsed.name, parsed.folder)
-    except testsets.TestSetError:
-        if (parsed.folder / f"{parsed.name}.npz").exists():
-            raise
-        preset, count = SHIPPED[parsed.name]
-        known = testsets.create(PRESETS[preset], parsed.name, count)
+    known = _opened(parsed)
     instances = known.on_device()
     for name in ("greedy", "reduced-greedy"):
         known = _offered(known, name, apply_method(name, instances).assignment, parsed)
@@ -78,6 +72,22 @@ def run(words: list[str], prog: str) -> int:
         known = testsets.save(testsets.bounded(known, bounds, "upper bound"), parsed.folder)
     print(_summary(known))
     return 0
+
+
+def _opened(parsed: Arguments) -> TestSet:
+    """The set as it is or a new one, on disk before anything is searched for."""
+    try:
+        if (parsed.folder / f"{parsed.name}.npz").exists():
+            known = testsets.load(parsed.name, parsed.folder)
+        else:
+            preset, count = SHIPPED[parsed.name]
+            known = testsets.create(PRESETS[preset], parsed.name, count)
+        return testsets.save(known, parsed.folder)
+    except OSError as error:
+        raise ConfigError(
+            f"folder is {str(parsed.folder)!r}; must be a folder that can be written "
+            f"({error.strerror})"
+        ) from None
 
 
 def _check(parsed: Arguments) -> None:
