@@ -110,7 +110,7 @@ def run(words: list[str], prog: str) -> int:
     about = {"source": _about(parsed, policy, splits), **runs.provenance()}
     with stages:
         comparison, decided = _compared(source, methods, solver, parsed.bounds, stages)
-        name, study = _strongest(comparison, policy), results.compared(comparison, source)
+        name, study = _strongest(comparison, policy), results.study_of(comparison, source)
         written = results.write_numbers(study, out, about)
         if source.groups:
             schema.write_plans(out / "plans.json", results.plans_of(source, name, decided, splits))

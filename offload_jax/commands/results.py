@@ -35,7 +35,7 @@ class More:
     key: Key
 
 
-def compared(comparison: Comparison, source: Source) -> report.Study:
+def study_of(comparison: Comparison, source: Source) -> report.Study:
     """The comparison with its headings."""
     return report.Study(
         title=f"offload-jax: {source.name}",
