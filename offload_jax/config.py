@@ -6,7 +6,7 @@ import difflib
 import re
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import Discriminator, TypeAdapter, ValidationError
@@ -18,6 +18,9 @@ from offload_jax.networks import NetworkConfig
 from offload_jax.scenario import SCENARIOS, EdgeScenario, PaperScenario
 from offload_jax.splits import SplitsConfig
 from offload_jax.tracking import TrackingConfig
+
+NotFinite = Literal["stop", "skip"]
+FailedSave = Literal["stop", "go-on"]
 
 
 class ConfigError(ValueError):
@@ -32,10 +35,17 @@ class RunConfig:
     eval_every: int = 50  # updates between evaluations, each followed by a checkpoint
     eval_instances: int = 1024  # fresh instances of every evaluation, the same each time
     keep: int = 3  # newest checkpoints kept, beside the best one
+    save_s: float = 60.0  # seconds after which the state is saved between evaluations, too
+    not_finite: NotFinite = "stop"  # an update with NaN or infinity: stop, or skip it and go on
+    failed_save: FailedSave = "stop"  # a full disk: stop, or go on and save what was not later
 
     def validate(self) -> None:
         """Raises ValueError naming the field and the allowed values."""
-        Checks(self, "run").counts("log_every", "eval_every", "eval_instances", "keep")
+        check = Checks(self, "run")
+        check.counts("log_every", "eval_every", "eval_instances", "keep")
+        check.positive("save_s")
+        check.one_of("not_finite", get_args(NotFinite))
+        check.one_of("failed_save", get_args(FailedSave))
 
 
 @dataclass(frozen=True)
@@ -52,6 +62,7 @@ class TrainConfig:
     run: RunConfig = field(default_factory=RunConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     seed: int = 0
+    init_from: str | None = None  # run directory whose best parameters training starts from
 
     def validate(self) -> None:
         """Raises ConfigError for the first impossible setting."""

@@ -52,7 +52,7 @@ def learning_curve(rows: Sequence[dict[str, Any]], reference: str) -> Figure:
     )
     steps = [row["step"] for row in rows]
     for name, label in (("best_of_samples", "best sample"), ("gain", "mean of samples")):
-        right.plot(steps, [100 * row[name] for row in rows], label=label)
+        right.plot(steps, [100 * row.get(name, np.nan) for row in rows], label=label)
     right.set(xlabel="update", ylabel="gain, % of all-local time", title="Samples during training")
     right.legend(frameon=False)
     for axes in (left, right):

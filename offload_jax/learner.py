@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from offload_jax import losses, model
 from offload_jax.checks import Checks
@@ -82,6 +82,7 @@ class Metrics:
     loss: Float[Array, ""]
     value_error: Float[Array, ""]
     grad_norm: Float[Array, ""]  # global, before clipping
+    sound: Bool[Array, ""]  # False where a number was not finite: the update was not applied
 
 
 @dataclass(frozen=True)
@@ -119,19 +120,40 @@ def init(learner: Learner, key: Key) -> LearnerState:
 
 
 def update(learner: Learner, state: LearnerState) -> tuple[LearnerState, Metrics]:
-    """One update: collect trajectories, estimate advantages, some passes of PPO."""
+    """One update: collect trajectories, estimate advantages, some passes of PPO.
+
+    Where an observation, reward, gradient or parameter is not finite, the state stays as it was.
+    """
     key, sample_key, roll_key, shuffle_key = jax.random.split(state.key, 4)
-    instances = sample_instances(learner.scenario, sample_key, learner.config.instances)
-    network = learner.module()
-    samples = learner.config.samples
-    final, batch = unroll(
-        network, state.params, instances, samples, roll_key, sample_action, learner.env
-    )
-    assert batch is not None  # recorded
+    instances, final, batch = collect(learner, state.params, sample_key, roll_key)
     targets = advantages(learner, instances, final, batch)
-    state, parts = optimize(learner, state, instances, batch, targets, shuffle_key)
-    metrics = summarize(learner, instances, final, parts)
-    return replace(state, key=key, step=state.step + 1), metrics
+    updated, parts = optimize(learner, state, instances, batch, targets, shuffle_key)
+    sound = all_finite((batch.observation, batch.reward, parts, updated.params, updated.optimizer))
+    metrics = summarize(learner, instances, final, parts, sound)
+    updated = replace(updated, key=key, step=state.step + 1)
+    return jax.tree.map(lambda new, old: jnp.where(sound, new, old), updated, state), metrics
+
+
+def collect(
+    learner: Learner, params: Any, sample_key: Key, roll_key: Key
+) -> tuple[Instance, State, Transition]:
+    """Fresh instances, and the final states and decisions of trajectories of them."""
+    instances = sample_instances(learner.scenario, sample_key, learner.config.instances)
+    samples, module = learner.config.samples, learner.module()
+    final, batch = unroll(module, params, instances, samples, roll_key, sample_action, learner.env)
+    assert batch is not None  # recorded
+    return instances, final, batch
+
+
+def skip(state: LearnerState) -> LearnerState:
+    """Past an update that cannot be made: the next one draws other instances."""
+    return replace(state, key=jax.random.split(state.key, 4)[0], step=state.step + 1)
+
+
+def all_finite(tree: Any) -> Bool[Array, ""]:
+    """Whether every number of a tree is finite; what holds no floats counts as finite."""
+    floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in floats]))
 
 
 @struct.dataclass
@@ -231,7 +253,9 @@ def _map3(f: Callable[..., Array]) -> Callable[..., Array]:
     return jax.vmap(jax.vmap(jax.vmap(f)))
 
 
-def summarize(learner: Learner, instances: Instance, final: State, parts: Parts) -> Metrics:
+def summarize(
+    learner: Learner, instances: Instance, final: State, parts: Parts, sound: Bool[Array, ""]
+) -> Metrics:
     """The update's metrics."""
     users = model.num_real_users(instances)
     gains = final.gain.reshape(-1, learner.config.samples)
@@ -241,5 +265,6 @@ def summarize(learner: Learner, instances: Instance, final: State, parts: Parts)
         score=jnp.mean(base[:, None] + 0.1 * gains / users[:, None]),
         gain=jnp.mean(share),
         best_of_samples=jnp.mean(jnp.max(share, axis=1)),
+        sound=sound,
         **parts,
     )

@@ -1,7 +1,8 @@
 """Training runs: their directories, and going on where a stopped one left off.
 
 A run directory holds `config.yaml` (every setting), `run.json` (id, versions, commit, device),
-`metrics.jsonl`, `checkpoints/`, `wandb/` and `learning_curve.png`.
+`metrics.jsonl`, `checkpoints/`, `wandb/` and `learning_curve.png`; and `quarantine/`, checkpoints
+found damaged, where there were any.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import time
 import uuid
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -26,7 +28,7 @@ import jax
 
 from offload_jax import learner as learning
 from offload_jax.charts import save as save_figure
-from offload_jax.checkpoint import CheckpointError, Checkpoints
+from offload_jax.checkpoint import CheckpointError, Checkpoints, find, restore
 from offload_jax.config import ConfigError, TrainConfig, load_config, to_yaml
 from offload_jax.documents import replace_file
 from offload_jax.evaluation import reference_name
@@ -66,8 +68,9 @@ def train(
     """Trains, or goes on with the run in `folder` where that holds one.
 
     Every `run.log_every` updates a row goes to metrics.jsonl, W&B and the callbacks; every
-    `run.eval_every` updates the greedy policy is evaluated and the state saved. Ctrl-C or SIGTERM
-    saves and returns with `finished` False; a second one stops at once.
+    `run.eval_every` updates the greedy policy is evaluated and the state saved, and every
+    `run.save_s` seconds, too. Ctrl-C or SIGTERM saves and returns with `finished` False; a second
+    one stops at once.
 
     Raises ConfigError for impossible settings, for a directory in use, unwritable or of something
     else, and for settings that cannot change within a run; RunError or CheckpointError where
@@ -75,22 +78,27 @@ def train(
     """
     config.validate()
     check_rules(config)
+    if folder is None or not is_run(Path(folder)):
+        check_init_from(config)
     started = time.perf_counter()
     folder = new_folder(config) if folder is None else Path(folder)
     with _claimed(folder):
         if is_run(folder):
             config = resumed(read_config(folder), config)
         about = _write_about(folder, config)
+        kept = {"config": asdict(config), "versions": about["starts"][-1]["versions"]}
         with (
-            Checkpoints(folder / "checkpoints", config.run.keep) as checkpoints,
+            Checkpoints(folder / "checkpoints", config.run.keep, kept, warn) as checkpoints,
             Mirror(config.tracking, folder, about["id"], asdict(config), warn) as mirror,
             stop_requests() as stop,
         ):
-            state = _start_state(config, checkpoints)
+            state, since_row = _start_state(config, checkpoints, warn)
             metrics = MetricsFile(folder / "metrics.jsonl", up_to_step=int(state.step))
-            report = Reporter(metrics, mirror, callbacks)
+            may_fail = config.run.failed_save == "go-on"
+            report = Reporter(metrics, mirror, callbacks, may_fail, warn)
             try:
-                state = loop(config, state, checkpoints, report, stop)
+                state = loop(config, state, checkpoints, report, stop, since_row)
+                report.finish()
             finally:
                 metrics.close()
             checkpoints.wait()
@@ -115,11 +123,38 @@ def check_rules(config: TrainConfig) -> None:
 _init = jax.jit(learning.init, static_argnums=0)  # as one program: 6 s sooner than op by op
 
 
-def _start_state(config: TrainConfig, checkpoints: Checkpoints) -> LearnerState:
+def initial_state(config: TrainConfig) -> LearnerState:
+    """The state that a run of these settings starts from."""
     key = jax.random.fold_in(jax.random.key(config.seed), _TRAINING)
-    state = _init(config.to_learner(), key)
-    step = checkpoints.latest()
-    return state if step is None else checkpoints.restore(step, state)
+    return _init(config.to_learner(), key)
+
+
+def _start_state(
+    config: TrainConfig, checkpoints: Checkpoints, warn: Callable[[str], None]
+) -> tuple[LearnerState, list[Row]]:
+    """The state to start from, and the metrics of its updates that are in no row yet."""
+    state, saved = initial_state(config), checkpoints.newest()
+    if saved is not None:
+        return restore(saved, state), saved.about["since_row"]
+    if config.init_from is not None:
+        params = load_policy(config.init_from, warn=warn).params
+        state = replace(state, params=jax.device_put(params))
+    return state, []
+
+
+def check_init_from(config: TrainConfig) -> None:
+    """Raises ConfigError where init_from is no run, or one of another network."""
+    if config.init_from is None:
+        return
+    if not is_run(Path(config.init_from)):
+        raise ConfigError(f"init_from is {config.init_from!r}; must be a run directory")
+    theirs = asdict(read_config(config.init_from).network)
+    for name, mine in asdict(config.network).items():
+        if mine != theirs[name]:
+            raise ConfigError(
+                f"network.{name} is {mine!r}; must be {theirs[name]!r}, as in {config.init_from}, "
+                "whose parameters init_from takes"
+            )
 
 
 def is_run(folder: Path) -> bool:
@@ -222,8 +257,12 @@ def read_config(folder: str | Path) -> TrainConfig:
     return load_config(Path(folder) / "config.yaml")
 
 
-def load_policy(folder: str | Path, which: str = "best") -> Policy:
+def load_policy(
+    folder: str | Path, which: str = "best", warn: Callable[[str], None] = warnings.warn
+) -> Policy:
     """The policy of a run directory: the best evaluated checkpoint, or the ``latest``.
+
+    Damaged checkpoints are left out, and `warn` is told.
 
     Raises ConfigError where the folder is no run, CheckpointError where it has no good checkpoint.
     """
@@ -231,14 +270,13 @@ def load_policy(folder: str | Path, which: str = "best") -> Policy:
         raise ValueError(f"which is {which!r}; must be one of best, latest")
     folder, config = Path(folder), read_config(folder)
     like = jax.eval_shape(lambda key: learning.init(config.to_learner(), key), jax.random.key(0))
-    with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
-        step = checkpoints.best() if which == "best" else checkpoints.latest()
-        if step is None:
-            raise CheckpointError(
-                f"run {folder} has no checkpoint yet; train on with: train.py --run {folder}"
-            )
-        state = checkpoints.restore(step, like)
-    return Policy(state.params, config.network, config.to_env(), f"{folder} at update {step}")
+    saved = find(folder / "checkpoints", which, warn)
+    if saved is None:
+        raise CheckpointError(
+            f"run {folder} has no checkpoint yet; train on with: train.py --run {folder}"
+        )
+    state = restore(saved, like)
+    return Policy(state.params, config.network, config.to_env(), f"{folder} at update {saved.step}")
 
 
 def newest_run(parent: Path = Path("runs")) -> Path:

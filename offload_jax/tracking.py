@@ -54,10 +54,16 @@ class MetricsFile:
     def append(self, row: Mapping[str, Any]) -> None:
         """Writes one row; raises OSError (a full disk, say) rather than lose it silently."""
         line = (json.dumps(row) + "\n").encode()
-        if self._file.write(line) != len(line):
-            # Only a full disk cuts a line short; the next opening drops what is there of it.
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
-        os.fsync(self._file.fileno())
+        handle = self._file.fileno()
+        before = os.fstat(handle).st_size
+        try:
+            if self._file.write(line) != len(line):  # only a full disk cuts a line short
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+            os.fsync(handle)
+        except OSError:
+            with contextlib.suppress(OSError):  # no such thing as a device file, say
+                os.ftruncate(handle, before)  # so that the row can be tried again
+            raise
 
     def close(self) -> None:
         self._file.close()

@@ -67,6 +67,8 @@ LAYERS = (
     "testsets",
     "losses",
     "learner",
+    "faults",
+    "manifest",
     "checkpoint",
     "tracking",
     "certificate",

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 import pytest
 
-from offload_jax import loop, runs
+from offload_jax import checkpoint, loop, runs
 from offload_jax.checkpoint import CheckpointError, Checkpoints
 from offload_jax.config import ConfigError, RunConfig, TrainConfig, to_yaml
 from offload_jax.learner import LearnerConfig
@@ -42,7 +42,8 @@ def tiny(updates: int, wandb: str = "off") -> TrainConfig:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> runs.RunResult:
-    return runs.train(tiny(4, "offline"), folder=tmp_path_factory.mktemp("runs") / "four")
+    """Six updates, checkpoints of 2, 4 and 6. All runs of six updates share compiled programs."""
+    return runs.train(tiny(6, "offline"), folder=tmp_path_factory.mktemp("runs") / "six")
 
 
 @pytest.fixture
@@ -50,11 +51,18 @@ def copied(trained, tmp_path) -> Path:
     return Path(shutil.copytree(trained.folder, tmp_path / "copy"))
 
 
+@pytest.fixture
+def half(copied) -> Path:
+    """As it was after four updates."""
+    shutil.rmtree(copied / "checkpoints" / "6")
+    return copied
+
+
 def assert_goes_on_to_the_same(trained: runs.RunResult, folder: Path) -> None:
     """The run in `folder` ends as the one never interrupted: every row once, bit for bit."""
-    whole = runs.train(tiny(4), folder=folder)
+    whole = runs.train(tiny(6), folder=folder)
     assert whole.finished
-    assert [row["step"] for row in whole.rows] == [1, 2, 3, 4]
+    assert [row["step"] for row in whole.rows] == [1, 2, 3, 4, 5, 6]
     mine, theirs = (runs.load_policy(f, "latest").params for f in (folder, trained.folder))
     assert all(jax.tree.leaves(jax.tree.map(np.array_equal, mine, theirs)))
 
@@ -64,14 +72,14 @@ def test_a_run_leaves_everything(trained) -> None:
     wanted = {"config.yaml", "run.json", "metrics.jsonl", "checkpoints", "wandb"}
     assert wanted | {"learning_curve.png"} <= names
     assert list((trained.folder / "wandb").glob("offline-run-*/*.wandb"))
-    assert [row["step"] for row in trained.rows] == [1, 2, 3, 4]
+    assert [row["step"] for row in trained.rows] == [1, 2, 3, 4, 5, 6]
     assert all(np.isfinite(row["score"]) for row in trained.rows)
     assert trained.finished
-    assert runs.read_config(trained.folder) == tiny(4, "offline")
+    assert runs.read_config(trained.folder) == tiny(6, "offline")
     about = json.loads((trained.folder / "run.json").read_text())
     [start] = about["starts"]
     assert {"commit", "python", "versions", "device"} <= set(start)
-    assert start["step"] == 4
+    assert start["step"] == 6
     assert start["seconds"] > 0
     assert start["peak_memory_mb"] > 100
 
@@ -84,7 +92,7 @@ def test_resumed_equals_uninterrupted(trained, tmp_path) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
 
     folder = tmp_path / "half"
-    half = runs.train(tiny(4), [stop_after_two], folder)
+    half = runs.train(tiny(6), [stop_after_two], folder)
     assert (half.step, half.finished) == (2, False)
     assert_goes_on_to_the_same(trained, folder)
 
@@ -92,7 +100,7 @@ def test_resumed_equals_uninterrupted(trained, tmp_path) -> None:
 def test_killed_and_gone_on_with(trained, tmp_path) -> None:
     """kill -9 in the middle: from the last checkpoint on."""
     folder, config = tmp_path / "killed", tmp_path / "config.yaml"
-    config.write_text(to_yaml(tiny(4)))
+    config.write_text(to_yaml(tiny(6)))
     words = [sys.executable, str(ROOT / "train.py"), "--config", str(config), "--run", str(folder)]
     process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     metrics, deadline = folder / "metrics.jsonl", time.monotonic() + 120
@@ -116,47 +124,109 @@ def test_what_may_not_change_within_a_run(trained) -> None:
         runs.resumed(saved, replace(saved, run=replace(saved.run, eval_instances=9)))
 
 
-def test_a_full_disk_stops_the_run_and_loses_nothing(copied, monkeypatch) -> None:
-    append = MetricsFile.append
+def full_at(step: int, times: int, monkeypatch) -> None:
+    """The disk is full when the row of `step` is written, so many times."""
+    append, left = MetricsFile.append, [times]
 
-    def full_at_six(self: MetricsFile, row) -> None:
-        if row["step"] == 6:
+    def full(self: MetricsFile, row) -> None:
+        if row["step"] == step and left[0]:
+            left[0] -= 1
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         append(self, row)
 
-    longer = replace(tiny(6), tracking=TrackingConfig(wandb="off"))
-    monkeypatch.setattr(MetricsFile, "append", full_at_six)
+    monkeypatch.setattr(MetricsFile, "append", full)
+
+
+def test_a_full_disk_stops_the_run_and_loses_nothing(half, monkeypatch) -> None:
+    full_at(6, 1, monkeypatch)
     with pytest.raises(RunError, match=r"cannot be written: No space left.*go on with the run"):
-        runs.train(longer, folder=copied)
-    monkeypatch.undo()
-    assert [row["step"] for row in runs.train(longer, folder=copied).rows] == [1, 2, 3, 4, 5, 6]
+        runs.train(tiny(6), folder=half)
+    assert [row["step"] for row in runs.train(tiny(6), folder=half).rows] == [1, 2, 3, 4, 5, 6]
 
 
-def test_divergence_is_named(copied, monkeypatch) -> None:
-    update = loop._update
-
-    def nan_loss(learner, state):
-        state, metrics = update(learner, state)
-        return state, replace(metrics, loss=metrics.loss * np.nan)
-
-    monkeypatch.setattr(loop, "_update", nan_loss)
-    with pytest.raises(RunError, match=r"diverged before update 5: loss is nan.*lower learner\.lr"):
-        runs.train(tiny(6), folder=copied)
-    assert runs.load_policy(copied, "latest").source.endswith("update 4")
+def test_or_training_goes_on_and_the_rows_are_written_later(half, monkeypatch) -> None:
+    said: list[str] = []
+    full_at(5, 1, monkeypatch)
+    result = runs.train(changed(tiny(6), failed_save="go-on"), folder=half, warn=said.append)
+    assert [row["step"] for row in result.rows] == [1, 2, 3, 4, 5, 6]
+    [message] = said
+    assert message.endswith("go on with the run. Training goes on; 1 rows wait.")
+    assert runs.load_policy(half, "latest").source.endswith("update 6")
 
 
-def test_a_damaged_checkpoint_is_refused(copied) -> None:
-    files = [path for path in (copied / "checkpoints" / "4").rglob("*") if path.is_file()]
-    for path in (path for path in files if "default" in path.parts):
-        path.write_bytes(b"")
-    with pytest.raises(CheckpointError, match=r"checkpoints/4 cannot be restored .*Remove"):
-        runs.load_policy(copied, "latest")
-    for path in files:
-        path.write_bytes(b"")
-    with pytest.raises(CheckpointError, match=r"cannot be read .*Remove the newest"):
-        runs.load_policy(copied, "latest")
-    shutil.rmtree(copied / "checkpoints" / "4")
-    assert runs.load_policy(copied, "latest").source.endswith("update 2")
+def failing_once(f):
+    """`f`, but the first call meets a full disk."""
+    calls = []
+
+    def call(*arguments):
+        calls.append(arguments)
+        if len(calls) == 1:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return f(*arguments)
+
+    return call
+
+
+def test_a_failed_save_stops_the_run_or_not(half, monkeypatch) -> None:
+    seal, said = checkpoint.manifest.seal, []
+    monkeypatch.setattr(checkpoint.manifest, "seal", failing_once(seal))
+    with pytest.raises(CheckpointError, match=r"cannot be written .*No space left.*go on with"):
+        runs.train(tiny(6), folder=half)
+    assert runs.load_policy(half, "latest").source.endswith("update 4")
+    monkeypatch.setattr(checkpoint.manifest, "seal", failing_once(seal))
+    config = changed(tiny(6), failed_save="go-on", save_s=1e-6)
+    assert runs.train(config, folder=half, warn=said.append).finished
+    [message] = said
+    assert message.endswith("go on with the run. Training goes on.")
+    assert runs.load_policy(half, "latest").source.endswith("update 6")
+
+
+def test_rows_are_the_same_however_often_it_is_saved(tmp_path) -> None:
+    """Saved between two rows: the metrics since the last row are part of the checkpoint."""
+    config = changed(tiny(6), log_every=4, eval_every=6, save_s=1e-6)
+    whole = runs.train(config, folder=tmp_path / "whole")
+    assert [row["step"] for row in whole.rows] == [4, 6]
+    for step in (5, 6):
+        shutil.rmtree(whole.folder / "checkpoints" / str(step))
+    again = runs.train(config, folder=whole.folder)
+    for mine, theirs in zip(again.rows, whole.rows, strict=True):
+        assert mine | {"seconds": 0, "decisions_per_s": 0} == theirs | {
+            "seconds": 0,
+            "decisions_per_s": 0,
+        }
+
+
+def changed(config: TrainConfig, **run) -> TrainConfig:
+    return replace(config, run=replace(config.run, **run))
+
+
+def test_a_damaged_checkpoint_is_put_aside(trained, half) -> None:
+    for path in (half / "checkpoints" / "4" / "state").rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"")
+    with pytest.warns(UserWarning, match=r"checkpoints/4 is damaged \(state/.* and left out"):
+        assert runs.load_policy(half, "latest").source.endswith("update 2")
+    said: list[str] = []
+    whole = runs.train(tiny(6), folder=half, warn=said.append)
+    assert "the newest good one is of update 2" in said[0]
+    assert (half / "quarantine" / "4").is_dir()
+    assert [row["step"] for row in whole.rows] == [1, 2, 3, 4, 5, 6]
+    mine, theirs = (runs.load_policy(f, "latest").params for f in (half, trained.folder))
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, mine, theirs)))
+
+
+def test_starting_from_another_run(trained, tmp_path) -> None:
+    config = replace(tiny(6), seed=1, init_from=str(trained.folder))
+    state, since_row = runs._start_state(config, Checkpoints(tmp_path / "c"), print)
+    best = runs.load_policy(trained.folder).params
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, state.params, best)))
+    assert (int(state.step), since_row) == (0, [])
+    other = replace(config, network=replace(config.network, width=32))
+    with pytest.raises(ConfigError, match=r"network\.width is 32; must be 16, as in"):
+        runs.train(other, folder=tmp_path / "other")
+    with pytest.raises(ConfigError, match=r"init_from is .*must be a run directory"):
+        runs.train(replace(config, init_from="nowhere"), folder=tmp_path / "other")
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_run_without_checkpoint(copied) -> None:
@@ -165,17 +235,6 @@ def test_a_run_without_checkpoint(copied) -> None:
         runs.load_policy(copied)
     with pytest.raises(ValueError, match="which is 'newest'; must be one of best, latest"):
         runs.load_policy(copied, "newest")
-
-
-def test_best_and_newest_checkpoints_stay(trained, tmp_path) -> None:
-    state = runs._init(tiny(4).to_learner(), jax.random.key(0))
-    with Checkpoints(tmp_path / "kept", keep=2) as checkpoints:
-        for step, gap in enumerate((0.5, 0.1, 0.3, 0.2, 0.4)):
-            checkpoints.save(replace(state, step=np.int32(step)), gap)
-        checkpoints.wait()
-        assert (checkpoints.best(), checkpoints.latest()) == (1, 4)
-    kept = {path.name for path in (tmp_path / "kept").iterdir() if path.name.isdigit()}
-    assert kept == {"1", "3", "4"}
 
 
 def test_a_folder_in_use_is_refused(copied) -> None:
@@ -187,11 +246,11 @@ def test_a_folder_in_use_is_refused(copied) -> None:
 def test_foreign_folders_are_refused(tmp_path) -> None:
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(ConfigError, match=r"holds other files \(thesis.tex\) and is no run"):
-        runs.train(tiny(4), folder=tmp_path)
+        runs.train(tiny(6), folder=tmp_path)
     with pytest.raises(ConfigError, match="is a file; must be a run, empty or new"):
-        runs.train(tiny(4), folder=tmp_path / "thesis.tex")
+        runs.train(tiny(6), folder=tmp_path / "thesis.tex")
     with pytest.raises(ConfigError, match="cannot be written: Not a directory"):
-        runs.train(tiny(4), folder=tmp_path / "thesis.tex" / "run")
+        runs.train(tiny(6), folder=tmp_path / "thesis.tex" / "run")
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
     with pytest.raises(ConfigError, match="no run under"):
         runs.newest_run(tmp_path)

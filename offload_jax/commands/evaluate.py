@@ -17,7 +17,7 @@ from offload_jax.baselines import METHODS, QUICK
 from offload_jax.baselines.bound import refuse_bound
 from offload_jax.certificate import Certificate, certify, merged, other_solvers
 from offload_jax.commands import results, sources
-from offload_jax.commands.progress import Stages
+from offload_jax.commands.progress import Stages, warn
 from offload_jax.commands.sources import Source
 from offload_jax.comparison import ALL, Comparison
 from offload_jax.config import ConfigError, TrainConfig, load_config, nearest
@@ -96,7 +96,7 @@ def run(words: list[str], prog: str) -> int:
     config = runs.read_config(folder) if folder else load_config(parsed.config or "paper")
     splits, key = _splits(config, parsed), jax.random.key(parsed.seed)
     source = _source(parsed, config, splits)
-    policy = runs.load_policy(folder) if folder else None
+    policy = runs.load_policy(folder, warn=warn) if folder else None
     if policy:
         policy = replace(policy, env=replace(policy.env, solver=splits))
     out = _out_folder(parsed.out or (folder or Path()) / _name(parsed))

@@ -9,7 +9,8 @@ import tyro
 
 from offload_jax import runs
 from offload_jax.baselines import METHODS
-from offload_jax.checkpoint import Checkpoints
+from offload_jax.checkpoint import find
+from offload_jax.commands.progress import warn
 from offload_jax.config import ConfigError, load_config, presets, to_yaml
 from offload_jax.evaluation import reference_name
 from offload_jax.tracking import read_rows
@@ -46,8 +47,8 @@ def _describe_run(folder: Path) -> int:
     config = runs.read_config(folder)
     rows = read_rows(folder / "metrics.jsonl")
     evaluated = [row for row in rows if "gap" in row]
-    with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
-        step = checkpoints.latest() or 0
+    saved = find(folder / "checkpoints", "latest", warn)
+    step = saved.step if saved else 0
     print(f"run: {folder} ({config.scenario.kind}, {config.env.order} order)")
     print(f"update: {step} of {config.learner.updates}")
     if evaluated:

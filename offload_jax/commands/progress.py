@@ -11,6 +11,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 _QUIET_S = 5.0  # between two lines
 
 
+def warn(message: str) -> None:
+    """One line, apart from the results."""
+    print(f"warning: {message}", file=sys.stderr, flush=True)
+
+
 class Stages:
     """Work in stages, some of which have steps to count. Use as a context manager."""
 

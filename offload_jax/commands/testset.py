@@ -22,6 +22,7 @@ from offload_jax.baselines.enumeration import enumerate_all, refuse_enumeration
 from offload_jax.baselines.local_search import local_search
 from offload_jax.baselines.scip import branch_and_bound, refuse_scip
 from offload_jax.baselines.search import run as run_search
+from offload_jax.commands.progress import warn
 from offload_jax.config import ConfigError
 from offload_jax.gains import gain_of
 from offload_jax.instance import Instance, taken, toy
@@ -133,7 +134,7 @@ def _searches(parsed: Arguments, instances: Instance, key: Key) -> Iterator[tupl
             decision = apply_method(name, instances, budget_s=seconds, key=next(keys))
             yield name, decision.assignment
     for folder in parsed.policies:
-        policy = runs.load_policy(folder)
+        policy = runs.load_policy(folder, warn=warn)
         yield f"policy {folder.name}", best_of(policy, instances, 64, next(keys))[0]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -52,6 +53,8 @@ def run(words: list[str], prog: str) -> int:
         runs.check_folder(parsed.run)
     if goes_on:
         config = runs.resumed(base, config)
+    else:
+        runs.check_init_from(config)
     if parsed.dry_run:
         runs.check_rules(config)
         return _dry_run(config)
@@ -141,11 +144,12 @@ class _Progress:
         if "gap" in row:
             self.gap = f"{100 * row['gap']:.3f} %"
         rate = row["decisions_per_s"]
-        text = f"{rate:,.0f} decisions/s  score {row['score']:.4f}  gap {self.gap}"
+        score = row.get("score", math.nan)  # none where every update was skipped
+        text = f"{rate:,.0f} decisions/s  score {score:.4f}  gap {self.gap}"
         if self.bar:
             self.bar.update(self.task, completed=row["step"], description=text)
             return
-        left = (self.updates - row["step"]) * self.decisions / rate
+        left = (self.updates - row["step"]) * self.decisions / rate if rate else math.inf
         print(f"update {row['step']:.0f}/{self.updates}  {text}  {left:.0f} s left", flush=True)
 
     def warn(self, message: str) -> None:

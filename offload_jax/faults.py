@@ -1,0 +1,95 @@
+"""Numbers that are not finite: which array of a failed update they are in, and which user's."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import fields, replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from offload_jax import learner as learning
+from offload_jax.instance import Instance
+from offload_jax.learner import Learner, LearnerState
+
+_BATCH = ("step", "instance", "sample")  # leading axes of what is recorded
+_ONE_OF = {"users": "user", "batches": "batch", "servers": "server", "candidates": "candidate"}
+
+
+def explain(learner: Learner, state: LearnerState) -> str:
+    """The first number that is not finite in the update that `state` cannot make, and its place.
+
+    Causes before consequences: parameters, instances, observations, rewards, gradients, and last
+    the parameters that the update would have led to.
+    """
+    numbers = jax.device_get(_numbers(learner, state))
+    found = (
+        *_in_tree("parameter", numbers["parameter"]),
+        *_in_record("instance", _limited(numbers["instance"]), (), ("instance",)),
+        *_in_record("observation", numbers["observation"], _BATCH, ()),
+        *_in_array("reward", numbers["reward"], _BATCH),
+        *_in_tree("gradient of", numbers["gradient"]),
+        *_in_tree("updated parameter", numbers["updated"]),
+    )
+    return found[0] if found else "a number that is not finite, which cannot be found again"
+
+
+@partial(jax.jit, static_argnums=0)
+def _numbers(learner: Learner, state: LearnerState) -> dict[str, Any]:
+    """The update of `state` once more, with everything that `learner.update` judges."""
+    _, sample_key, roll_key, shuffle_key = jax.random.split(state.key, 4)
+    instances, final, batch = learning.collect(learner, state.params, sample_key, roll_key)
+    targets = learning.advantages(learner, instances, final, batch)
+    progress = state.step / learner.config.updates
+    gradient, _ = jax.grad(learning.loss, argnums=1, has_aux=True)(
+        learner, state.params, instances, batch, targets, progress
+    )
+    updated, _ = learning.optimize(learner, state, instances, batch, targets, shuffle_key)
+    return {
+        "parameter": state.params,
+        "instance": instances,
+        "observation": batch.observation,
+        "reward": batch.reward,
+        "gradient": gradient,
+        "updated": updated.params,
+    }
+
+
+def _limited(instances: Instance) -> Instance:
+    """An infinite budget is no fault: it means that there is no limit."""
+    return replace(instances, budget=jnp.where(jnp.isposinf(instances.budget), 0, instances.budget))
+
+
+def _in_tree(name: str, tree: Any) -> Iterator[str]:
+    """Faults in a tree of parameters, by path."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        words = [str(getattr(key, "key", key)) for key in path]
+        yield from _in_array(f"{name} {'/'.join(words)}", leaf, ())
+
+
+def _in_record(
+    name: str, record: Any, before: tuple[str, ...], after: tuple[str, ...]
+) -> Iterator[str]:
+    """Faults in a record; between `before` and `after` stand the axes that its annotations name."""
+    for field in fields(record):
+        named = re.search(r"""["'](.*)["']""", str(field.type))  # Float[Array, "users *batch"]
+        words = named[1].split() if named else []
+        own = [_ONE_OF.get(word, word) for word in words if not word.startswith("*")]
+        axes = (*before, *own, *after)
+        yield from _in_array(f"{name}.{field.name}", getattr(record, field.name), axes)
+
+
+def _in_array(name: str, array: Any, axes: tuple[str, ...]) -> Iterator[str]:
+    """The first fault of an array, with its index along each axis."""
+    array = np.asarray(array)
+    if not np.issubdtype(array.dtype, np.inexact) or np.all(np.isfinite(array)):
+        return
+    index = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
+    names = axes if len(axes) == array.ndim else [f"axis {i}" for i in range(array.ndim)]
+    place = ", ".join(f"{axis} {i}" for axis, i in zip(names, index, strict=True))
+    count = int(np.sum(~np.isfinite(array)))
+    yield f"{name}[{place}] is {array[index]} ({count} of {array.size} numbers are not finite)"
