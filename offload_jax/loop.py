@@ -21,8 +21,9 @@ from offload_jax.checkpoint import Checkpoints
 from offload_jax.config import TrainConfig
 from offload_jax.evaluation import validation_set
 from offload_jax.learner import Learner, LearnerState, Metrics
+from offload_jax.mirror import Mirror
 from offload_jax.policies import Policy, greedy_plan
-from offload_jax.tracking import MetricsFile, Mirror
+from offload_jax.tracking import MetricsFile
 
 Row = dict[str, float]
 Callback = Callable[[Row], None]

@@ -33,8 +33,9 @@ from offload_jax.evaluation import reference_name
 from offload_jax.figures import learning_curve
 from offload_jax.learner import LearnerState
 from offload_jax.loop import Callback, Reporter, Row, loop, stop_requests
+from offload_jax.mirror import Mirror
 from offload_jax.policies import Policy
-from offload_jax.tracking import MetricsFile, Mirror, read_rows
+from offload_jax.tracking import MetricsFile, read_rows
 from offload_jax.value import check_all_local
 
 _TRAINING = 0  # the branch of the seed that training draws from (validation: loop.VALIDATION)

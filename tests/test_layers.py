@@ -69,6 +69,9 @@ LAYERS = (
     "learner",
     "checkpoint",
     "tracking",
+    "uploader",
+    "mirror_process",
+    "mirror",
     "certificate",
     "comparison",
     "evaluation",
@@ -89,6 +92,7 @@ LAYERS = (
     "commands.results",
     "commands.evaluate",
     "commands.info",
+    "commands.sync",
     "commands.testset",
     "commands.advise",
     "commands",
@@ -105,7 +109,7 @@ ISLANDS = {
 
 # Third parties that are slow, or reach out of the process: imported in these files only.
 HOMES = {
-    "wandb": ("tracking",),
+    "wandb": ("uploader",),
     "cvxpy": ("splits.cones", "splits.layer", "splits.program"),
     "cvxpylayers": ("splits.layer",),
     "diffcp": ("splits.cones",),
