@@ -23,14 +23,14 @@ from types import TracebackType
 from typing import Any
 
 from offload_jax.tracking import TrackingConfig
-from offload_jax.uploader import Job
+from offload_jax.uploader import TEMPORARY, Job
 
-INIT_SECONDS = 20  # for the server to answer; training does not wait for it
-UPLOAD_SECONDS = 16  # at the end, for rows that are not uploaded yet; before that half as many
+INIT_SECONDS = 20.0  # for the server to answer; training does not wait for it
+UPLOAD_SECONDS = 16.0  # at the end, for rows that are not uploaded yet; before that half as many
 # for checkpoints
-FINISH_SECONDS = 28  # at the end, for all that W&B does
-KILL_SECONDS = 1
-COPY_SECONDS = 2  # for a copy of a checkpoint, where it cannot be linked
+FINISH_SECONDS = 28.0  # at the end, for all that W&B does
+KILL_SECONDS = 1.0
+COPY_SECONDS = 2.0  # for a copy of a checkpoint, where it cannot be linked
 PIPE_ATOMIC = 4096  # bytes: a message is written as a whole or not at all (PIPE_BUF of Linux)
 Reply = dict[str, Any]
 
@@ -59,11 +59,11 @@ class Mirror:
         self._courier: Courier | None = None
         if config.wandb == "off":
             return
-        job = job_for(config, folder, folder, run_id, settings)
         try:
             _clean_scratch(folder)
+            job = job_for(config, folder, folder, run_id, settings)
             self._courier = Courier(job, folder / "wandb" / "mirror.log")
-        except (OSError, ValueError) as error:
+        except Exception as error:
             self._fail(f"switched off ({type(error).__name__}: {error})")
 
     def log(self, row: Mapping[str, Any]) -> None:
@@ -269,9 +269,10 @@ def _environment() -> dict[str, str]:
 
 
 def _clean_scratch(folder: Path) -> None:
-    """Makes the folder for W&B's files; copies of checkpoints left by a killed start go."""
+    """Makes the folder for W&B's files; what earlier starts left there for a while goes."""
     (folder / "wandb").mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(folder / "wandb" / "checkpoints", ignore_errors=True)
+    for name in ("checkpoints", TEMPORARY):
+        shutil.rmtree(folder / "wandb" / name, ignore_errors=True)
 
 
 def link_tree(source: Path, target: Path, seconds: float) -> None:

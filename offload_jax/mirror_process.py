@@ -32,8 +32,8 @@ def main() -> None:
         signal.signal(number, signal.SIG_IGN)  # for the process that trains, which tells us
     reply, messages = _replies(), _messages()
     job = Job(**next(messages))
-    uploader.keep_files_in(Path(job.scratch) / "wandb", job.pid)
     try:
+        uploader.keep_files_in(Path(job.scratch) / "wandb", job.pid)
         with _claimed(job):
             _mirror(job, messages, reply)
     except Exception as error:

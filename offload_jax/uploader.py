@@ -9,12 +9,14 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+TEMPORARY = "temporary"  # in the folder of W&B's own files
 LAST = {"latest", "best"}  # aliases that move on to a newer checkpoint
 
 
@@ -188,8 +190,11 @@ def close_service() -> None:
 def keep_files_in(folder: Path, pid: int) -> None:
     """Has W&B keep logs and copies there instead of in the user's home, and watch process `pid`.
 
-    Before the first import of wandb. Settings that users made in the environment stay.
+    Before the first import of wandb. Settings that users made in the environment stay. Raises
+    OSError where the folder cannot be written.
     """
+    (folder / TEMPORARY).mkdir(parents=True, exist_ok=True)
+    tempfile.tempdir = str(folder / TEMPORARY)
     os.environ.pop("WANDB_SERVICE", None)  # of the process that trains, if it uses W&B itself
     for name in ("WANDB_CACHE_DIR", "WANDB_DATA_DIR", "WANDB_ARTIFACT_DIR"):
         os.environ.setdefault(name, str(folder))
