@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
@@ -69,6 +70,8 @@ class Upload:
                 program=job.program,
             ),
         )
+        self._said = _Collected()
+        wandb.termsetup(wandb.Settings(silent=True), self._said)
         self._run.define_metric("gap", summary="min")
         self.newest: float = self._run.starting_step - 1
         self.sent = 0
@@ -80,6 +83,7 @@ class Upload:
 
     def rows(self, rows: Sequence[dict[str, Any]]) -> None:
         """Logs those that come after what the server has."""
+        self._said.check()
         have = self.newest
         for row in rows:
             if row["step"] > have:
@@ -112,6 +116,7 @@ class Upload:
         """Returns when all is uploaded (online), or in the file. Raises TimeoutError and others."""
         self._checkpoints.finish(self.job.finish_seconds / 2)
         self._run.finish(exit_code=exit_code)
+        self._said.check()
         if self._checkpoints.failures:
             raise RuntimeError(self._checkpoints.failures[0])
 
@@ -131,6 +136,27 @@ class Upload:
         )
         artifact.add_dir(path, policy="immutable", skip_cache=True)
         self._run.log_artifact(artifact, aliases=list(aliases)).wait()
+
+
+class _Collected:
+    """Takes what W&B would print. It raises nothing where a server refuses rows; it says so."""
+
+    def __init__(self) -> None:
+        self._fatal = False
+
+    def info(self, text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    def error(self, text: str) -> None:
+        self.info(text)
+        self._fatal = self._fatal or "Fatal error" in text
+
+    warning = error
+
+    def check(self) -> None:
+        """Raises RuntimeError where rows were given up."""
+        if self._fatal:
+            raise RuntimeError("the server refuses the rows of this run")
 
 
 class _CheckpointQueue:

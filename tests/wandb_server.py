@@ -6,8 +6,10 @@ where the client says it belongs, and takes uploads. It can be away, broken, or 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+import socket
 import threading
 import time
 from dataclasses import dataclass, field
@@ -53,10 +55,10 @@ class Server:
         self.artifacts: list[dict[str, Any]] = []  # committed ones, with their files' sizes
         self.uploads: dict[str, int] = {}  # path: bytes
         self.strange: set[str] = set()  # operations with no answer here
-        self.mood: Literal["good", "broken", "silent"] = "good"
+        self.mood: Literal["good", "broken", "silent", "forbidding"] = "good"
         self.lock = threading.Lock()
         self._pending: dict[str, dict[str, Any]] = {}
-        self._http: ThreadingHTTPServer | None = None
+        self._http: _Loopback | None = None
         self.port = 0
 
     def __enter__(self) -> Server:
@@ -76,7 +78,7 @@ class Server:
             "WANDB_BASE_URL": self.url,
             "WANDB_API_KEY": KEY,
             "WANDB_ERROR_REPORTING": "false",
-            "WANDB_X_FILE_STREAM_TRANSMIT_INTERVAL": "0.2",  # s, instead of 15
+            "WANDB_X_FILE_STREAM_TRANSMIT_INTERVAL": "1",  # s, instead of 15
         }
 
     def start(self) -> None:
@@ -94,6 +96,7 @@ class Server:
         if self._http is not None:
             self._http.shutdown()
             self._http.server_close()
+            self._http.cut()
             self._http = None
 
     def wait_for(self, run_id: str, rows: int, seconds: float = 20) -> Run:
@@ -264,6 +267,24 @@ class _Loopback(ThreadingHTTPServer):
     daemon_threads = True
     allow_reuse_address = True
 
+    def __init__(self, *args: Any) -> None:
+        self._open: set[socket.socket] = set()
+        super().__init__(*args)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        self._open.add(request)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        self._open.discard(request)
+        super().shutdown_request(request)
+
+    def cut(self) -> None:
+        """Ends every connection, also those that clients keep for their next request."""
+        for request in list(self._open):
+            with contextlib.suppress(OSError):
+                request.shutdown(socket.SHUT_RDWR)
+
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that hangs up is part of the tests."""
 
@@ -304,6 +325,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _well(self) -> bool:
         if self.owner.mood == "broken":
             self._reply({"errors": [{"message": "out of order"}]}, status=503)
+        elif self.owner.mood == "forbidding":
+            self._reply({"errors": [{"message": "not for you"}]}, status=403)
         elif self.owner.mood == "silent":
             time.sleep(600)
         return self.owner.mood == "good"
