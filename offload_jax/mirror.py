@@ -23,7 +23,7 @@ from types import TracebackType
 from typing import Any
 
 from offload_jax.tracking import TrackingConfig
-from offload_jax.uploader import TEMPORARY, Job
+from offload_jax.uploader import TEMPORARY, Job, reason
 
 INIT_SECONDS = 20.0  # for the server to answer; training does not wait for it
 UPLOAD_SECONDS = 16.0  # at the end, for rows that are not uploaded yet; before that half as many
@@ -59,12 +59,10 @@ class Mirror:
         self._courier: Courier | None = None
         if config.wandb == "off":
             return
-        try:
+        with self._harmless():
             _clean_scratch(folder)
             job = job_for(config, folder, folder, run_id, settings)
             self._courier = Courier(job, folder / "wandb" / "mirror.log")
-        except Exception as error:
-            self._fail(f"switched off ({type(error).__name__}: {error})")
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Mirrors a row that is in metrics.jsonl already."""
@@ -86,11 +84,10 @@ class Mirror:
         try:
             link_tree(path, staged, COPY_SECONDS)
         except OSError as error:
-            self._fail(f"checkpoint {step} is not uploaded ({type(error).__name__}: {error})")
+            self._fail(f"checkpoint {step} is not uploaded ({reason(error)})")
             shutil.rmtree(staged, ignore_errors=True)
             return
-        message = {"checkpoint": str(staged), "step": step, "aliases": list(aliases)}
-        if not self._tell(message):
+        if not self._tell({"checkpoint": str(staged), "step": step, "aliases": list(aliases)}):
             shutil.rmtree(staged, ignore_errors=True)
 
     def __enter__(self) -> Mirror:
@@ -106,30 +103,43 @@ class Mirror:
         if courier is None:
             return
         end = time.monotonic() + FINISH_SECONDS
-        with courier:
+        with self._harmless(), courier:
             courier.send_by(end, {"finish": 0 if kind is None else 1})
-            replies = list(courier.replies(until=end))
-        self._listen(replies)
-        if not any("finished" in reply for reply in replies):
-            self._fail("did not finish in time")
+            if not any("finished" in reply for reply in self._heard(courier, end)):
+                self._fail("did not finish in time")
 
     def _tell(self, message: dict[str, Any]) -> bool:
         """Whether it was sent."""
         courier = self._courier
         if courier is None:
             return False
-        sent = courier.send(message)
-        self._listen(courier.replies())
-        if courier.gone:
-            self._fail("switched off (its process ended)")
+        sent = False
+        with self._harmless():
+            sent = courier.send(message)
+            self._heard(courier)
+            if courier.gone:
+                self._fail("switched off (its process ended)")
+        if courier.gone or self._courier is None:
             courier.close()
             self._courier = None
         return sent
 
-    def _listen(self, replies: Sequence[Reply] | Iterator[Reply]) -> None:
+    def _heard(self, courier: Courier, until: float | None = None) -> list[Reply]:
+        """What the other process said; what went wrong there is passed on."""
+        replies = list(courier.replies(until))
         for reply in replies:
             if "trouble" in reply:
                 self._fail(reply["trouble"])
+        return replies
+
+    @contextlib.contextmanager
+    def _harmless(self) -> Iterator[None]:
+        """Whatever goes wrong inside switches the mirror off, and nothing else."""
+        try:
+            yield
+        except Exception as error:
+            self._fail(f"switched off ({reason(error)})")
+            self._courier = None
 
     def _fail(self, what: str) -> None:
         if self._warned:

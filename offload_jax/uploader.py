@@ -84,6 +84,7 @@ class Upload:
     def rows(self, rows: Sequence[dict[str, Any]]) -> None:
         """Logs those that come after what the server has."""
         self._said.check()
+        self._check_room()
         have = self.newest
         for row in rows:
             if row["step"] > have:
@@ -114,11 +115,18 @@ class Upload:
 
     def finish(self, exit_code: int) -> None:
         """Returns when all is uploaded (online), or in the file. Raises TimeoutError and others."""
+        self._check_room()
         self._checkpoints.finish(self.job.finish_seconds / 2)
         self._run.finish(exit_code=exit_code)
         self._said.check()
         if self._checkpoints.failures:
             raise RuntimeError(self._checkpoints.failures[0])
+
+    def _check_room(self) -> None:
+        """Raises OSError where the disk is full: W&B would drop rows and say nothing."""
+        probe = Path(tempfile.gettempdir()) / "room"
+        probe.write_bytes(bytes(65536))
+        probe.unlink()
 
     def _show(self, name: str, value: Any) -> None:
         # A row is open until the next one, and what is logged with its step joins it. Later it
