@@ -95,12 +95,19 @@ def train(
             finally:
                 metrics.close()
             checkpoints.wait()
+            rows = _draw_curve(folder, config)
+            mirror.picture("learning_curve", folder / "learning_curve.png")
         _write_end(folder, about, int(state.step), time.perf_counter() - started)
+    step = int(state.step)
+    return RunResult(folder, load_policy(folder), rows, step, step >= config.learner.updates)
+
+
+def _draw_curve(folder: Path, config: TrainConfig) -> list[Row]:
+    """Draws the learning curve; returns the rows it is of."""
     rows = read_rows(folder / "metrics.jsonl")
     curve = learning_curve(rows, reference_name(config.scenario, config.splits))
     save_figure(curve, folder / "learning_curve.png")
-    step = int(state.step)
-    return RunResult(folder, load_policy(folder), rows, step, step >= config.learner.updates)
+    return rows
 
 
 def check_rules(config: TrainConfig) -> None:
