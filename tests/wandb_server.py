@@ -12,6 +12,7 @@ import re
 import socket
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
@@ -72,16 +73,24 @@ class Server:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    def environment(self) -> dict[str, str]:
-        """What makes the client talk to this server, and to nobody else."""
+    def environment(self, hurry: bool = True) -> dict[str, str]:
+        """What makes the client talk to this server, and to nobody else, without long waits."""
+        waits = {  # s, instead of 15, and of up to a minute
+            "WANDB_X_FILE_STREAM_TRANSMIT_INTERVAL": "1",
+            "WANDB_X_FILE_STREAM_RETRY_WAIT_MIN_SECONDS": "1",
+            "WANDB_X_FILE_STREAM_RETRY_WAIT_MAX_SECONDS": "1",
+        }
         return {
             "WANDB_BASE_URL": self.url,
             "WANDB_API_KEY": KEY,
             "WANDB_ERROR_REPORTING": "false",
-            "WANDB_X_FILE_STREAM_TRANSMIT_INTERVAL": "1",  # s, instead of 15
+            **(waits if hurry else {}),
         }
 
     def start(self) -> None:
+        """Goes on where it was."""
+        if self._http is not None:
+            return
         server = self
 
         class Handler(_Handler):
@@ -99,15 +108,15 @@ class Server:
             self._http.cut()
             self._http = None
 
-    def wait_for(self, run_id: str, rows: int, seconds: float = 20) -> Run:
-        """Returns the run when it has that many rows."""
+    def wait_for(self, run_id: str, state: Callable[[Run], bool], seconds: float = 30) -> Run:
+        """Returns the run when it is in that state."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             run = self.runs.get(run_id)
-            if run and len(run.history) >= rows:
+            if run and state(run):
                 return run
             time.sleep(0.05)
-        raise AssertionError(f"{run_id} has {run and run.history}; wanted {rows} rows")
+        raise AssertionError(f"{run_id} is {self.runs.get(run_id)}")
 
     def answer(self, operation: str, v: dict[str, Any]) -> dict[str, Any]:
         """The data of one GraphQL operation with variables `v`."""
