@@ -160,7 +160,7 @@ def go_through(fault: Fault, server: Server, folder: Path, rows: int, pause: flo
     loop.rows(rows, pause)
     if fault.before is Fault.before:
         online = fault.tracking is ONLINE
-        loop.until(lambda: loop.files() and (folder.name in server.runs or not online))
+        loop.until(lambda: server.rows(folder.name) if online else loop.files())
     loop.checkpoint(("latest", "best"))
     fault.strike(loop, server)
     loop.rows(rows, pause)

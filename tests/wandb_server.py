@@ -118,6 +118,10 @@ class Server:
             time.sleep(0.05)
         raise AssertionError(f"{run_id} is {self.runs.get(run_id)}")
 
+    def rows(self, run_id: str) -> int:
+        """How many it has of a run."""
+        return len(self.runs[run_id].history) if run_id in self.runs else 0
+
     def answer(self, operation: str, v: dict[str, Any]) -> dict[str, Any]:
         """The data of one GraphQL operation with variables `v`."""
         found = getattr(self, f"_{_snake(operation)}", None)
