@@ -167,6 +167,8 @@ def go_through(fault: Fault, server: Server, folder: Path, rows: int, pause: flo
     loop.checkpoint()
     fault.mend(loop, server)
     loop.rows(rows, pause)
+    if fault.mend is not Fault.mend:
+        loop.until(lambda: len(server.artifacts) == 2)
     loop.finish()
     return loop
 

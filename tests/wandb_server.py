@@ -75,11 +75,12 @@ class Server:
 
     def environment(self, hurry: bool = True) -> dict[str, str]:
         """What makes the client talk to this server, and to nobody else, without long waits."""
-        waits = {  # s, instead of 15, and of up to a minute
-            "WANDB_X_FILE_STREAM_TRANSMIT_INTERVAL": "1",
-            "WANDB_X_FILE_STREAM_RETRY_WAIT_MIN_SECONDS": "1",
-            "WANDB_X_FILE_STREAM_RETRY_WAIT_MAX_SECONDS": "1",
+        waits = {
+            f"WANDB_X_{what}_RETRY_WAIT_{limit}_SECONDS": "1"  # instead of up to a minute
+            for what in ("FILE_STREAM", "FILE_TRANSFER", "GRAPHQL")
+            for limit in ("MIN", "MAX")
         }
+        waits["WANDB_X_FILE_STREAM_TRANSMIT_INTERVAL"] = "1"  # s, instead of 15
         return {
             "WANDB_BASE_URL": self.url,
             "WANDB_API_KEY": KEY,
