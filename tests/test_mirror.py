@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from test_runs import tiny
-from tracked import FAULTS, OFFLINE, ONLINE, Fault, Loop, go_through, small_disk
+from tracked import FAULTS, OFFLINE, Fault, Loop, go_through, small_disk
 from wandb_server import Server
 
 from offload_jax import cli, mirror, runs
@@ -84,9 +84,19 @@ def test_online_has_everything_and_a_resumed_run_catches_up(server, tmp_path) ->
     assert [*loop.said, *unseen.said, *again.said] == []
 
 
+QUICK = (  # and whether it takes a sync to see that no row is lost
+    ("no server at the start", True),
+    ("the server refuses", True),
+    ("the service dies", False),
+    ("the process hangs", False),
+    ("the folder cannot be made", False),
+    ("the disk fills up offline", False),
+)
+
+
 @pytest.mark.usefixtures("hurried")
-@pytest.mark.parametrize("name", FAULTS)
-def test_faults(server, tmp_path, monkeypatch, name) -> None:
+@pytest.mark.parametrize(("name", "sync"), QUICK)
+def test_faults(server, tmp_path, monkeypatch, name, sync) -> None:
     """Nothing is raised, all is said once, the limits are kept, and all rows get there later."""
     fault, folder = FAULTS[name], tmp_path / "run"
     if fault.said == "did not finish in time":
@@ -94,7 +104,7 @@ def test_faults(server, tmp_path, monkeypatch, name) -> None:
     with disk(fault, folder):
         loop = go_through(fault, server, folder, rows=3, pause=0.1)
     assert_survived(loop, fault)
-    if fault.tracking is ONLINE:
+    if sync:
         assert_recovered(loop, server)
 
 
@@ -187,33 +197,49 @@ def test_without_wandb_installed(tmp_path, monkeypatch) -> None:
     assert_survived(loop, Fault(said="stopped (ModuleNotFoundError"))
 
 
+def test_sync_of_a_run_that_was_never_online(server, tmp_path, capsys) -> None:
+    loop = Loop(tmp_path / "late", TrackingConfig(wandb="off"))
+    loop.rows(6)
+    loop.finish()
+    for step in (2, 4, 6):
+        (loop.folder / "checkpoints" / str(step) / "part").mkdir(parents=True)
+        (loop.folder / "checkpoints" / str(step) / "part" / "weights").write_bytes(bytes(step))
+    (loop.folder / "checkpoints" / "8.being-written").mkdir()
+    before = sorted(loop.folder.rglob("*"))
+    words = ["sync", str(loop.folder), "--project", "elsewhere"]
+    assert cli.main(words) == 0
+    said = capsys.readouterr().out
+    assert "6 of 6 rows are new there, all are there now" in said
+    assert f"see {server.url}/tester/elsewhere/runs/late" in said
+    [artifact] = [a for a in server.artifacts if a["artifactTypeName"] == "checkpoint"]
+    assert set(artifact["aliases"]) == {"best", "latest", "step-6"}
+    assert {name: server.uploads[path] for name, path in artifact["files"].items()} == {
+        "part/weights": 6
+    }
+    assert cli.main(words) == 0
+    assert "0 of 6 rows are new there, all are there now" in capsys.readouterr().out
+    assert [row["step"] for row in server.runs["late"].history] == [1, 2, 3, 4, 5, 6]
+    assert sorted({*loop.folder.rglob("*")} - {loop.folder / ".upload.lock"}) == before
+
+
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick_compiler")
 def test_a_trained_run_and_its_sync(server, tmp_path, capsys) -> None:
     """Offline, and then all of it at the server: every row, checkpoint, picture and table."""
     run = runs.train(tiny(4, "offline"), folder=tmp_path / "run")
-    run_id = json.loads((run.folder / "run.json").read_text())["id"]
-    before = sorted(path.name for path in run.folder.iterdir())
-    assert cli.main(["sync", str(run.folder), "--project", "elsewhere"]) == 0
-    said = capsys.readouterr().out
-    assert "4 of 4 rows are new there, all are there now" in said
-    assert f"see {server.url}/tester/elsewhere/runs/{run_id}" in said
-    found = server.runs[run_id]
+    assert cli.main(["sync", str(run.folder)]) == 0
+    found = server.runs[json.loads((run.folder / "run.json").read_text())["id"]]
     for row, there in zip(run.rows, found.history, strict=True):
         assert {key: there[key] for key in row} == pytest.approx(row)
-    assert found.project == "elsewhere"
     assert found.config["learner"]["value"]["updates"] == 4
     assert found.history[-1]["learning_curve"]["_type"] == "image-file"
     assert found.history[-1]["evaluations"]["nrows"] == sum("gap" in row for row in run.rows)
     checkpoints = [a for a in server.artifacts if a["artifactTypeName"] == "checkpoint"]
     assert {"latest", "step-4"} <= set(checkpoints[-1]["aliases"])
     assert "best" in {alias for a in checkpoints for alias in a["aliases"]}
-    there = {name: server.uploads[path] for name, path in checkpoints[-1]["files"].items()}
+    there = [server.uploads[path] for path in checkpoints[-1]["files"].values()]
     files = [p for p in (run.folder / "checkpoints" / "4").rglob("*") if p.is_file()]
-    assert sum(there.values()) == sum(path.stat().st_size for path in files)
-    assert sorted({path.name for path in run.folder.iterdir()} - {".upload.lock"}) == before
-    assert cli.main(["sync", str(run.folder), "--project", "elsewhere"]) == 0
-    assert "0 of 4 rows are new there, all are there now" in capsys.readouterr().out
-    assert len(found.history) == 4
+    assert sorted(there) == sorted(path.stat().st_size for path in files)
 
 
 def test_sync_refuses(tmp_path, monkeypatch, capsys) -> None:

@@ -14,7 +14,6 @@ from typing import Any
 import tyro
 
 from offload_jax import mirror, runs
-from offload_jax.checkpoint import Checkpoints
 from offload_jax.config import ConfigError, TrainConfig
 from offload_jax.mirror import Courier, SyncError
 from offload_jax.tracking import read_rows
@@ -92,26 +91,27 @@ def _messages(
     """What the other process is told, in order."""
     yield {"rows": rows[-1]["step"]}
     if not parsed.no_checkpoints:
-        yield from _checkpoints(parsed.run / "checkpoints", scratch / "checkpoints")
+        yield from _checkpoints(parsed.run / "checkpoints", rows, scratch / "checkpoints")
     curve = parsed.run / "learning_curve.png"
     if curve.is_file():
         yield {"picture": str(curve.resolve()), "name": "learning_curve"}
     yield {"finish": 0}
 
 
-def _checkpoints(folder: Path, staged: Path) -> Iterator[dict[str, Any]]:
+def _checkpoints(
+    folder: Path, rows: list[dict[str, Any]], staged: Path
+) -> Iterator[dict[str, Any]]:
     """Copies of the best and the latest one: a run that is going on may remove its own."""
-    if not folder.is_dir():
-        return
-    with Checkpoints(folder, read_only=True) as found:
-        steps = {"best": found.best(), "latest": found.latest()}
-    for step in sorted({step for step in steps.values() if step is not None}):
+    steps = sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit())
+    gaps = {row["step"]: row["gap"] for row in rows if "gap" in row and row["step"] in steps}
+    best = min(gaps, key=lambda step: gaps[step], default=None)
+    for step in [step for step in steps if step in (best, steps[-1])]:
         try:
             mirror.link_tree(folder / str(step), staged / str(step), math.inf)
         except OSError as error:
             print(f"checkpoint {step} is left out: {error}")
             continue
-        aliases = [name for name, at in steps.items() if at == step]
+        aliases = ["best"] * (step == best) + ["latest"] * (step == steps[-1])
         yield {
             "checkpoint": str(staged / str(step)),
             "step": step,
