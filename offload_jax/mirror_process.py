@@ -62,7 +62,8 @@ def _mirror(job: Job, messages: Iterator[dict[str, Any]], reply: Reply) -> None:
     try:
         upload.finish(exit_code, evaluations)
     except Exception as error:
-        reply(trouble=f"not everything was uploaded ({uploader.reason(error)})", cause="server")
+        reason, cause = uploader.reason(error), uploader.cause(error)
+        reply(trouble=f"not everything was uploaded ({reason})", cause=cause)
         return
     uploader.close_service()
     reply(finished=upload.sent)

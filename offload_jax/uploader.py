@@ -244,7 +244,8 @@ def cause(error: Exception) -> Literal["key", "server", "other"]:
         return "other"
     import wandb
 
-    if isinstance(error, wandb.errors.AuthenticationError) or "api key" in str(error).lower():
+    text = str(error).lower()
+    if "api key" in text or "401" in text:
         return "key"
     return "server" if isinstance(error, wandb.errors.CommError | TimeoutError) else "other"
 

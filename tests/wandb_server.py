@@ -56,8 +56,9 @@ class Server:
         self.artifacts: list[dict[str, Any]] = []  # committed ones, with their files' sizes
         self.uploads: dict[str, int] = {}  # path: bytes
         self.strange: set[str] = set()  # operations with no answer here
-        # Broken: status 503; forbidding: rows are refused (403); silent: no answer, ever.
-        self.mood: Literal["good", "broken", "forbidding", "silent"] = "good"
+        # Broken: status 503; strange: it does not know the key (401); forbidding: rows are refused
+        # (403); silent: no answer, ever.
+        self.mood: Literal["good", "broken", "strange", "forbidding", "silent"] = "good"
         self.lock = threading.Lock()
         self._pending: dict[str, dict[str, Any]] = {}
         self._http: _Loopback | None = None
@@ -340,16 +341,13 @@ class _Handler(BaseHTTPRequestHandler):
     def _well(self) -> bool:
         """Whether to go on; otherwise the answer is given, or will never be."""
         mood = self.owner.mood
-        if mood == "broken":
-            self._reply({"errors": [{"message": "out of order"}]}, status=503)
-            return False
-        if mood == "forbidding" and self.path.endswith("file_stream"):
-            self._reply({"errors": [{"message": "not for you"}]}, status=403)
-            return False
-        if mood == "silent":
+        rows = self.path.endswith("file_stream")
+        status = {"broken": 503, "strange": 401, "forbidding": 403 if rows else None}.get(mood)
+        if status:
+            self._reply({"errors": [{"message": f"{mood} today"}]}, status)
+        elif mood == "silent":
             time.sleep(600)
-            return False
-        return True
+        return mood == "good" or (mood == "forbidding" and not rows)
 
     def _reply(self, answer: dict[str, Any], status: int = 200) -> None:
         text = json.dumps(answer).encode()
