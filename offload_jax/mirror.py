@@ -9,30 +9,23 @@ other process is killed. What is missing then is uploaded by `offload-jax sync`.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import select
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from offload_jax.courier import Courier, Reply
 from offload_jax.tracking import TrackingConfig
 from offload_jax.uploader import TEMPORARY, Job, reason
 
 INIT_SECONDS = 20.0  # for the server to answer; training does not wait for it
-UPLOAD_SECONDS = 16.0  # at the end, for rows that are not uploaded yet; before that half as many
-# for checkpoints
-FINISH_SECONDS = 28.0  # at the end, for all that W&B does
-KILL_SECONDS = 1.0
+UPLOAD_SECONDS = 16.0  # at the end, for rows; before that half as many for checkpoints
+FINISH_SECONDS = 28.0  # at the end, for all of it; then the other process is killed
 COPY_SECONDS = 2.0  # for a copy of a checkpoint, where it cannot be linked
-PIPE_ATOMIC = 4096  # bytes: a message is written as a whole or not at all (PIPE_BUF of Linux)
-Reply = dict[str, Any]
 
 
 class SyncError(RuntimeError):
@@ -151,95 +144,6 @@ class Mirror:
         )
 
 
-class Courier:
-    """The process that talks to W&B, at the other end of two pipes. Close it, or use `with`."""
-
-    def __init__(self, job: Job, log: Path | None = None) -> None:
-        """Starts it; what it prints goes to `log`. Raises OSError, or ValueError for a job of
-        more than a pipe holds."""
-        with log.open("ab") if log else open(os.devnull, "ab") as errors:
-            self._process = subprocess.Popen(
-                # -P: no file beside the user's script may take the place of a module.
-                [sys.executable, "-P", "-m", "offload_jax.mirror_process"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                bufsize=0,
-                env=_environment(),
-                start_new_session=True,  # Ctrl-C in a terminal is for the process that trains
-            )
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._in, self._out = self._process.stdin, self._process.stdout
-        os.set_blocking(self._in.fileno(), False)
-        os.set_blocking(self._out.fileno(), False)
-        self._heard = b""
-        self.gone = False  # the other end is closed
-        if not self._write(_line(asdict(job))):
-            self.close()
-            raise ValueError("the run's settings are too long")
-
-    def send(self, message: dict[str, Any]) -> bool:
-        """Puts a message into the pipe; False where it does not fit now, or nobody reads it."""
-        line = _line(message)
-        return len(line) <= PIPE_ATOMIC and self._write(line)
-
-    def send_by(self, end: float, message: dict[str, Any]) -> bool:
-        """The same, waiting for room until `end` (of time.monotonic())."""
-        while not self.send(message):
-            if self.gone or time.monotonic() > end:
-                return False
-            time.sleep(0.01)
-        return True
-
-    def replies(self, until: float | None = None) -> Iterator[Reply]:
-        """What it said since; with `until`, all that it says until it ends, or that time comes."""
-        while True:
-            if until is not None:
-                left = until - time.monotonic()
-                if left <= 0 or not select.select([self._out], [], [], left)[0]:
-                    return
-            part = self._read()
-            if not part:
-                return
-            *lines, self._heard = (self._heard + part).split(b"\n")
-            yield from map(json.loads, lines)
-
-    def close(self) -> None:
-        """Ends the process, however it is, within twice `KILL_SECONDS`."""
-        self._in.close()
-        self._out.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(KILL_SECONDS if self.gone else 0)
-            return
-        self._process.kill()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(KILL_SECONDS)
-
-    def __enter__(self) -> Courier:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def _write(self, line: bytes) -> bool:
-        try:
-            return os.write(self._in.fileno(), line) == len(line)
-        except BlockingIOError:
-            return False
-        except OSError:
-            self.gone = True
-            return False
-
-    def _read(self) -> bytes:
-        try:
-            part = os.read(self._out.fileno(), 65536)
-        except BlockingIOError:
-            return b""
-        self.gone = self.gone or not part
-        return part
-
-
 def job_for(
     config: TrackingConfig,
     folder: Path,
@@ -265,17 +169,6 @@ def job_for(
         init_seconds=INIT_SECONDS,
         finish_seconds=UPLOAD_SECONDS,
     )
-
-
-def _line(words: dict[str, Any]) -> bytes:
-    return json.dumps(words).encode() + b"\n"
-
-
-def _environment() -> dict[str, str]:
-    """This package is found by the other process wherever this one has it from."""
-    package = str(Path(__file__).resolve().parents[1])
-    paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
 
 
 def _clean_scratch(folder: Path) -> None:

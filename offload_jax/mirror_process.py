@@ -1,4 +1,4 @@
-"""The process that talks to Weights & Biases for a run: `python -m offload_jax.mirror_process`.
+"""The process that talks to Weights & Biases for a run; courier.py starts it.
 
 On its standard input come a `Job` and then messages, on its standard output go replies: JSON, one
 object a line. The rows themselves are read from metrics.jsonl. Where the input ends without a
@@ -44,14 +44,14 @@ def main() -> None:
 
 def _mirror(job: Job, messages: Iterator[dict[str, Any]], reply: Reply) -> None:
     upload = _opened(job, reply)
-    reply(opened=upload.url, newest=upload.newest)
+    reply(opened=upload.url)
     metrics = Path(job.folder) / "metrics.jsonl"
     rows, exit_code, evaluations = NewRows(metrics), CRASHED, list[dict[str, Any]]()
     for message in messages:
         match message:
             case {"rows": step}:
                 if not upload.online and not upload.sent:
-                    upload.newest = step - 1  # those before are in files of earlier starts
+                    upload.have = step - 1  # those before are in files of earlier starts
                 upload.rows(rows.next())
             case {"checkpoint": path, "step": step, "aliases": aliases}:
                 upload.checkpoint(path, step, aliases)
@@ -129,7 +129,3 @@ def _replies() -> Reply:
             out.write(json.dumps(words) + "\n")
 
     return reply
-
-
-if __name__ == "__main__":
-    main()

@@ -42,7 +42,7 @@ class Job:
 
 
 class Upload:
-    """An open run. `newest` is the last step that the server (online) or this file has."""
+    """An open run; only rows with steps above `have` are new to it."""
 
     def __init__(self, job: Job, online: bool) -> None:
         """Raises what wandb raises where there is no key, no server or no room."""
@@ -73,8 +73,9 @@ class Upload:
         self._said = _Collected()
         wandb.termsetup(wandb.Settings(silent=True), self._said)
         self._run.define_metric("gap", summary="min")
-        self.newest: float = self._run.starting_step - 1
-        self.sent = 0
+        self.have: float = self._run.starting_step - 1  # the last step that the server has
+        self.sent = 0  # rows
+        self._newest = 0  # step of the last one of them
         self._checkpoints = _CheckpointQueue(self._log_checkpoint)
 
     @property
@@ -82,14 +83,13 @@ class Upload:
         return self._run.url if self.online else None
 
     def rows(self, rows: Sequence[dict[str, Any]]) -> None:
-        """Logs those that come after what the server has."""
+        """Logs those that are new; call it with every row once."""
         self._said.check()
         self._check_room()
-        have = self.newest
         for row in rows:
-            if row["step"] > have:
-                self._run.log(row, step=int(row["step"]))
-                self.newest, self.sent = row["step"], self.sent + 1
+            if row["step"] > self.have:
+                self.sent, self._newest = self.sent + 1, int(row["step"])
+                self._run.log(row, step=self._newest)
 
     def picture(self, name: str, path: str) -> None:
         """Shows a PNG with the newest row."""
@@ -134,7 +134,7 @@ class Upload:
         # A row is open until the next one, and what is logged with its step joins it. Later it
         # would become a row of its own, behind which the server refuses the run's next rows.
         if self.sent:
-            self._run.log({name: value}, step=int(self.newest))
+            self._run.log({name: value}, step=self._newest)
         else:
             self._run.summary[name] = value
 

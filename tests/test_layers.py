@@ -71,6 +71,7 @@ LAYERS = (
     "tracking",
     "uploader",
     "mirror_process",
+    "courier",
     "mirror",
     "certificate",
     "comparison",

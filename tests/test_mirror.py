@@ -15,7 +15,7 @@ from test_runs import tiny
 from tracked import FAULTS, OFFLINE, Fault, Loop, go_through, small_disk
 from wandb_server import Server
 
-from offload_jax import cli, mirror, runs
+from offload_jax import cli, courier, mirror, runs
 from offload_jax.tracking import TrackingConfig
 
 
@@ -41,7 +41,7 @@ def hurried(monkeypatch) -> None:
     """Shorter limits than those of real runs."""
     monkeypatch.setattr(mirror, "INIT_SECONDS", 2.0)
     monkeypatch.setattr(mirror, "UPLOAD_SECONDS", 2.0)
-    monkeypatch.setattr(mirror, "FINISH_SECONDS", 8.0)
+    monkeypatch.setattr(mirror, "FINISH_SECONDS", 20.0)
 
 
 def test_offline_needs_nothing(tmp_path) -> None:
@@ -86,7 +86,7 @@ def test_online_has_everything_and_a_resumed_run_catches_up(server, tmp_path) ->
 
 QUICK = (  # and whether it takes a sync to see that no row is lost
     ("no server at the start", True),
-    ("the server refuses", True),
+    ("the server refuses", False),
     ("the service dies", False),
     ("the process hangs", False),
     ("the folder cannot be made", False),
@@ -137,7 +137,7 @@ def disk(fault: Fault, folder: Path) -> AbstractContextManager[None]:
 def assert_survived(loop: Loop, fault: Fault) -> None:
     assert [row["step"] for row in loop.written()] == list(range(1, loop._step + 1))
     assert loop.delay <= min(30, mirror.FINISH_SECONDS + 3)
-    assert loop.longest <= mirror.COPY_SECONDS + mirror.KILL_SECONDS
+    assert loop.longest <= mirror.COPY_SECONDS + courier.KILL_SECONDS
     if fault.said is not None:
         [message] = loop.said
         assert message.startswith("W&B: ")

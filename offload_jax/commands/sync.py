@@ -15,7 +15,8 @@ import tyro
 
 from offload_jax import mirror, runs
 from offload_jax.config import ConfigError, TrainConfig
-from offload_jax.mirror import Courier, SyncError
+from offload_jax.courier import Courier
+from offload_jax.mirror import SyncError
 from offload_jax.tracking import read_rows
 
 CURES = {
