@@ -12,7 +12,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import IO, Any, Literal, get_args
 
 from offload_jax.checks import Checks
 from offload_jax.documents import replace_file
@@ -65,21 +65,28 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 class NewRows:
-    """Reads a growing metrics file, each row once."""
+    """Reads a growing metrics file, each row once.
+
+    It keeps the file open: a later start of the run, which may put another in its place, is not
+    read by mistake.
+    """
 
     def __init__(self, path: Path) -> None:
-        self.path, self._read = path, 0  # bytes
+        self.path, self._torn = path, b""
+        self._file: IO[bytes] | None = None
 
     def next(self) -> list[dict[str, Any]]:
         """The rows added since the last call; a line without its end waits for the next."""
-        if not self.path.exists():
-            return []
-        with self.path.open("rb") as file:
-            file.seek(self._read)
-            text = file.read()
-        whole = text[: text.rfind(b"\n") + 1]
-        self._read += len(whole)
-        return _parsed(whole)
+        if self._file is None:
+            if not self.path.exists():
+                return []
+            self._file = self.path.open("rb")
+        whole, end, self._torn = (self._torn + self._file.read()).rpartition(b"\n")
+        return _parsed(whole + end)
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
 
 
 def _parsed(text: bytes) -> list[dict[str, Any]]:

@@ -172,8 +172,8 @@ def record(path: Path, name: str, loop: Loop) -> None:
     path.write_text(json.dumps(found, indent=1) + "\n")
 
 
-def test_a_killed_run_is_marked_and_has_its_rows(server, tmp_path) -> None:
-    """The mirror outlives the process that trains, for as long as it takes."""
+def test_a_killed_run_has_its_rows_and_goes_on_at_once(server, tmp_path) -> None:
+    """The mirror outlives the process that trains; the next one waits for it."""
     program = f"""
 import os, signal, sys
 from pathlib import Path
@@ -184,8 +184,13 @@ loop.rows(2)
 os.kill(os.getpid(), signal.SIGKILL)
 """
     subprocess.run([sys.executable, "-c", program], timeout=60)
+    loop = Loop(tmp_path / "killed")
     run = server.wait_for("killed", lambda run: run.complete)
     assert ([row["step"] for row in run.history], run.exit_code) == ([1, 2], 255)
+    loop.rows(2)
+    loop.finish()
+    assert ([row["step"] for row in run.history], run.exit_code) == ([1, 2, 3, 4], 0)
+    assert loop.said == []
 
 
 def test_without_wandb_installed(tmp_path, monkeypatch) -> None:

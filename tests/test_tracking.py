@@ -55,6 +55,9 @@ def test_new_rows_come_once_and_whole(tmp_path) -> None:
         file.write('ep": 3}\n')
     assert rows.next() == [{"step": 3}]
     assert rows.next() == []
+    MetricsFile(path, up_to_step=1).close()  # as a run does that goes on: another file
+    assert rows.next() == []
+    rows.close()
 
 
 @pytest.mark.fast

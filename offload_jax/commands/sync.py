@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 
@@ -31,13 +31,13 @@ class Arguments:
     """Upload a run to Weights & Biases: the rows of its metrics.jsonl that are not there yet, its
     checkpoints (latest and best), its learning curve and a table of its evaluations."""
 
-    run: tyro.conf.Positional[Path]
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
     """Run directory; also of a run that was never online."""
     project: str | None = None
     """Project at W&B. Default: the run's tracking.project."""
     entity: str | None = None
     """User or team at W&B. Default: the run's tracking.entity, or the account's own."""
-    no_checkpoints: bool = False
+    no_checkpoints: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Leave out the checkpoints."""
     timeout_s: float = 600.0
     """Give up after that many seconds; a later call goes on."""
@@ -52,7 +52,8 @@ def run(words: list[str], prog: str) -> int:
     rows = read_rows(parsed.run / "metrics.jsonl")
     if not rows:
         raise ConfigError(f"run {parsed.run} has no rows yet; train it first")
-    with tempfile.TemporaryDirectory(prefix="offload-jax-sync-") as scratch:
+    # Where that is interrupted, W&B may still write for a moment.
+    with tempfile.TemporaryDirectory("-offload-jax", ignore_cleanup_errors=True) as scratch:
         return _upload(parsed, config, run_id, rows, Path(scratch))
 
 
