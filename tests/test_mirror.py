@@ -229,11 +229,15 @@ def test_sync_of_a_run_that_was_never_online(server, tmp_path, capsys) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("quick_compiler")
-def test_a_trained_run_and_its_sync(server, tmp_path, capsys) -> None:
-    """Offline, and then all of it at the server: every row, checkpoint, picture and table."""
-    run = runs.train(tiny(4, "offline"), folder=tmp_path / "run")
+@pytest.mark.parametrize("wandb", ["offline", "online"])
+def test_a_trained_run(server, tmp_path, wandb) -> None:
+    """All of it is at the server, live or by a sync: rows, settings, pictures, checkpoints."""
+    said: list[str] = []
+    run = runs.train(tiny(4, wandb), folder=tmp_path / "run", warn=said.append)
+    run_id = json.loads((run.folder / "run.json").read_text())["id"]
+    assert (run_id in server.runs) == (wandb == "online")
     assert cli.main(["sync", str(run.folder)]) == 0
-    found = server.runs[json.loads((run.folder / "run.json").read_text())["id"]]
+    found = server.runs[run_id]
     for row, there in zip(run.rows, found.history, strict=True):
         assert {key: there[key] for key in row} == pytest.approx(row)
     assert found.config["learner"]["value"]["updates"] == 4
@@ -245,6 +249,7 @@ def test_a_trained_run_and_its_sync(server, tmp_path, capsys) -> None:
     there = [server.uploads[path] for path in checkpoints[-1]["files"].values()]
     files = [p for p in (run.folder / "checkpoints" / "4").rglob("*") if p.is_file()]
     assert sorted(there) == sorted(path.stat().st_size for path in files)
+    assert said == []
 
 
 def test_sync_refuses(server, tmp_path, monkeypatch, capsys) -> None:
