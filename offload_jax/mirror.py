@@ -20,7 +20,7 @@ from typing import Any
 
 from offload_jax.courier import Courier, Reply
 from offload_jax.tracking import TrackingConfig
-from offload_jax.uploader import TEMPORARY, Job, reason
+from offload_jax.uploader import Job, reason
 
 INIT_SECONDS = 20.0  # for the server to answer; training does not wait for it
 UPLOAD_SECONDS = 16.0  # at the end, for rows; before that half as many for checkpoints
@@ -165,6 +165,7 @@ def job_for(
         group=config.group,
         tags=config.tags,
         program=sys.argv[0],
+        started=time.time_ns(),
         pid=os.getpid(),
         init_seconds=INIT_SECONDS,
         finish_seconds=UPLOAD_SECONDS,
@@ -172,10 +173,9 @@ def job_for(
 
 
 def _clean_scratch(folder: Path) -> None:
-    """Makes the folder for W&B's files; what earlier starts left there for a while goes."""
+    """Makes the folder for W&B's files; checkpoints that an earlier start did not upload go."""
     (folder / "wandb").mkdir(parents=True, exist_ok=True)
-    for name in ("checkpoints", TEMPORARY):
-        shutil.rmtree(folder / "wandb" / name, ignore_errors=True)
+    shutil.rmtree(folder / "wandb" / "checkpoints", ignore_errors=True)
 
 
 def link_tree(source: Path, target: Path, seconds: float) -> None:

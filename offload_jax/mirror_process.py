@@ -66,6 +66,8 @@ def _mirror(job: Job, messages: Iterator[dict[str, Any]], reply: Reply) -> None:
         reply(trouble=f"not everything was uploaded ({reason})", cause=cause)
         return
     uploader.close_service()
+    if upload.online:  # offline, `wandb sync` may want them
+        uploader.remove_temporary_files()
     reply(finished=upload.sent)
 
 
@@ -84,17 +86,26 @@ def _opened(job: Job, reply: Reply) -> Upload:
 
 @contextlib.contextmanager
 def _claimed(job: Job) -> Iterator[None]:
-    """One process at a time uploads a run: the one of a killed start may still be at it."""
+    """One process at a time uploads a run: that of a killed start may still be at it.
+
+    Raises RuntimeError where it is the one of a later start: that uploads all that is missing.
+    """
     if job.mode == "offline":
         yield
         return
     try:
-        lock = (Path(job.folder) / ".upload.lock").open("w")
+        lock = (Path(job.folder) / ".upload.lock").open("a+")
     except OSError:  # a run directory that cannot be written has nobody writing, either
         yield
         return
     with lock:
         _wait_for(lock, job.init_seconds)
+        lock.seek(0)
+        if int(lock.read() or 0) > job.started:
+            raise RuntimeError("a later start of this run uploads it")
+        lock.truncate(0)
+        lock.write(str(job.started))
+        lock.flush()
         yield
 
 

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-TEMPORARY = "temporary"  # in the folder of W&B's own files
 LAST = {"latest", "best"}  # aliases that move on to a newer checkpoint
 
 
@@ -36,6 +35,7 @@ class Job:
     group: str | None
     tags: Sequence[str]
     program: str  # what W&B shows as the script
+    started: int  # when, in ns since 1970
     pid: int  # the process whose memory and CPU W&B shows
     init_seconds: float
     finish_seconds: float
@@ -224,14 +224,20 @@ def close_service() -> None:
         wandb.teardown()
 
 
+def remove_temporary_files() -> None:
+    """Those of `keep_files_in`, once nobody needs them."""
+    shutil.rmtree(tempfile.gettempdir(), ignore_errors=True)
+
+
 def keep_files_in(folder: Path, pid: int) -> None:
     """Has W&B keep logs and copies there instead of in the user's home, and watch process `pid`.
 
     Before the first import of wandb. Settings that users made in the environment stay. Raises
     OSError where the folder cannot be written.
     """
-    (folder / TEMPORARY).mkdir(parents=True, exist_ok=True)
-    tempfile.tempdir = str(folder / TEMPORARY)
+    # Not one for all starts: the process of a killed one may still be at work in its own.
+    tempfile.tempdir = str(folder / "temporary" / str(os.getpid()))
+    os.makedirs(tempfile.tempdir, exist_ok=True)
     os.environ.pop("WANDB_SERVICE", None)  # of the process that trains, if it uses W&B itself
     for name in ("WANDB_CACHE_DIR", "WANDB_DATA_DIR", "WANDB_ARTIFACT_DIR"):
         os.environ.setdefault(name, str(folder))
