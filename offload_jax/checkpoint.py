@@ -82,6 +82,12 @@ def best(good: list[Saved]) -> Saved | None:
     return min(reversed(judged or good[-1:]), key=lambda saved: saved.gap or 0.0, default=None)
 
 
+def aliases_of(saved: Saved, good: list[Saved]) -> list[str]:
+    """The names of one among all: ``latest``, ``best``, and always ``step-N``."""
+    named = {"latest": good[-1], "best": best(good)}
+    return [*(name for name, one in named.items() if one == saved), f"step-{saved.step}"]
+
+
 def restore(saved: Saved, like: LearnerState) -> LearnerState:
     """The state of a checkpoint in the shapes, types and shardings of `like`.
 
@@ -130,14 +136,17 @@ class Checkpoints:
         keep: int = 3,
         about: Mapping[str, Any] | None = None,
         warn: Callable[[str], None] = print,
+        on_saved: Callable[[Path, int, list[str]], None] | None = None,
     ) -> None:
         """Opens or creates `folder`, which nobody else may write to meanwhile.
 
         `keep` newest ones stay, and the best; `about` goes into each. Damaged ones are moved to
-        `quarantine` beside the folder, and `warn` is told. Raises CheckpointError where all are
-        damaged: nothing is moved then.
+        `quarantine` beside the folder, and `warn` is told. `on_saved` is told of each that is on
+        disk: its path, step and aliases. Raises CheckpointError where all are damaged: nothing is
+        moved then.
         """
         self.folder, self.keep, self._about = folder.resolve(), keep, dict(about or {})
+        self._on_saved = on_saved
         self.good, bad = examine(self.folder)
         _refuse_if_all(bad, self.good)
         for path, reason in bad.items():
@@ -181,6 +190,8 @@ class Checkpoints:
         if saving is not None:
             self._written(self._manager.wait_until_finished)
             self.good.append(saving)
+            if self._on_saved is not None:
+                self._on_saved(saving.path, saving.step, aliases_of(saving, self.good))
             self._retire()
 
     def close(self) -> None:

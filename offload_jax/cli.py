@@ -16,6 +16,7 @@ COMMANDS = {
         "advise",
         "Say what limits a plan, what more of it is worth, and who comes next.",
     ),
+    "sync": ("sync", "Upload a run to Weights & Biases: what is not there yet."),
     "info": ("info", "Print versions, devices and configurations, or the state of a run."),
 }
 
@@ -73,7 +74,8 @@ def _mendable() -> tuple[type[Exception], ...]:
     from offload_jax.checkpoint import CheckpointError
     from offload_jax.config import ConfigError
     from offload_jax.loop import RunError
+    from offload_jax.mirror import SyncError
     from offload_jax.schema import SchemaError
     from offload_jax.testsets import TestSetError
 
-    return CheckpointError, ConfigError, RunError, SchemaError, TestSetError, OSError
+    return CheckpointError, ConfigError, RunError, SchemaError, SyncError, TestSetError, OSError

@@ -21,8 +21,9 @@ from offload_jax.checkpoint import CheckpointError, Checkpoints
 from offload_jax.config import TrainConfig
 from offload_jax.evaluation import validation_set
 from offload_jax.learner import Learner, LearnerState, Metrics
+from offload_jax.mirror import Mirror
 from offload_jax.policies import Policy, greedy_plan
-from offload_jax.tracking import MetricsFile, Mirror
+from offload_jax.tracking import MetricsFile
 
 Row = dict[str, int | float]
 Callback = Callable[[Row], None]
@@ -224,7 +225,8 @@ class Reporter:
             del self._waiting[0]
 
     def tell(self, row: Row) -> None:
-        self.mirror.log(row)
+        if not self._waiting:  # the mirror reads what is on disk
+            self.mirror.log(row)
         for callback in self.callbacks:
             callback(row)
 

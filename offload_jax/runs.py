@@ -35,8 +35,9 @@ from offload_jax.evaluation import reference_name
 from offload_jax.figures import learning_curve
 from offload_jax.learner import LearnerState
 from offload_jax.loop import Callback, Reporter, Row, loop, stop_requests
+from offload_jax.mirror import Mirror
 from offload_jax.policies import Policy
-from offload_jax.tracking import MetricsFile, Mirror, read_rows
+from offload_jax.tracking import MetricsFile, read_rows
 from offload_jax.value import check_all_local
 
 _TRAINING = 0  # the branch of the seed that training draws from (validation: loop.VALIDATION)
@@ -88,8 +89,10 @@ def train(
         about = _write_about(folder, config)
         kept = {"config": asdict(config), "versions": about["starts"][-1]["versions"]}
         with (
-            Checkpoints(folder / "checkpoints", config.run.keep, kept, warn) as checkpoints,
             Mirror(config.tracking, folder, about["id"], asdict(config), warn) as mirror,
+            Checkpoints(
+                folder / "checkpoints", config.run.keep, kept, warn, mirror.checkpoint
+            ) as checkpoints,
             stop_requests() as stop,
         ):
             state, since_row = _start_state(config, checkpoints, warn)
@@ -102,12 +105,19 @@ def train(
             finally:
                 metrics.close()
             checkpoints.wait()
+            rows = _draw_curve(folder, config)
+            mirror.picture("learning_curve", folder / "learning_curve.png")
         _write_end(folder, about, int(state.step), time.perf_counter() - started)
+    step = int(state.step)
+    return RunResult(folder, load_policy(folder), rows, step, step >= config.learner.updates)
+
+
+def _draw_curve(folder: Path, config: TrainConfig) -> list[Row]:
+    """Draws the learning curve; returns the rows it is of."""
     rows = read_rows(folder / "metrics.jsonl")
     curve = learning_curve(rows, reference_name(config.scenario, config.splits))
     save_figure(curve, folder / "learning_curve.png")
-    step = int(state.step)
-    return RunResult(folder, load_policy(folder), rows, step, step >= config.learner.updates)
+    return rows
 
 
 def check_rules(config: TrainConfig) -> None:

@@ -71,6 +71,10 @@ LAYERS = (
     "manifest",
     "checkpoint",
     "tracking",
+    "uploader",
+    "mirror_process",
+    "courier",
+    "mirror",
     "certificate",
     "comparison",
     "evaluation",
@@ -91,6 +95,7 @@ LAYERS = (
     "commands.results",
     "commands.evaluate",
     "commands.info",
+    "commands.sync",
     "commands.testset",
     "commands.advise",
     "commands",
@@ -107,7 +112,7 @@ ISLANDS = {
 
 # Third parties that are slow, or reach out of the process: imported in these files only.
 HOMES = {
-    "wandb": ("tracking",),
+    "wandb": ("uploader",),
     "cvxpy": ("splits.cones", "splits.layer", "splits.program"),
     "cvxpylayers": ("splits.layer",),
     "diffcp": ("splits.cones",),
