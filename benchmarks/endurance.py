@@ -46,7 +46,7 @@ def tiny(updates: int, seed: int = 0) -> TrainConfig:
         scenario=PaperScenario(num_users=(4,)),
         network=NetworkConfig(width=16, layers=1, heads=2),
         learner=LearnerConfig(updates=updates, instances=8, samples=4),
-        run=RunConfig(log_every=7, eval_every=50, eval_instances=16, save_s=0.1),
+        run=RunConfig(log_every=7, eval_every=50, eval_instances=16, save_s=0.2),
         tracking=TrackingConfig(wandb="off"),
         seed=seed,
     )
@@ -61,7 +61,7 @@ def kills() -> Iterator[Row]:
     with _scratch() as scratch:
         total, seed = 0, 0
         while total < KILLS:
-            config = tiny(4000, seed)
+            config = tiny(1000, seed)
             whole = runs.train(config, folder=scratch / "whole")
             row = _killed_until_done(config, scratch / "killed", KILLS - total, draw)
             total += row["kills"]
