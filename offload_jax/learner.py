@@ -1,9 +1,13 @@
-"""The learner: sample instances, roll out, estimate advantages, update by PPO."""
+"""The learner: sample instances, roll out, estimate advantages, update by PPO.
+
+Inside an update arrays have this device's share of the instances; on one device that is all.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, get_args
 
 import jax
@@ -17,8 +21,9 @@ from offload_jax.checks import Checks
 from offload_jax.env import EnvConfig, State, reset
 from offload_jax.features import describe, local_time, observe
 from offload_jax.instance import Instance
+from offload_jax.mesh import ONE_DEVICE, Devices
 from offload_jax.networks import ActorCritic, NetworkConfig
-from offload_jax.rollout import Transition, decode, encode, sample_action, unroll
+from offload_jax.rollout import Transition, decode, encode, inverse_cdf, unroll
 from offload_jax.scenario import Scenario
 from offload_jax.types import Key
 
@@ -92,6 +97,7 @@ class Learner:
     env: EnvConfig
     network: NetworkConfig
     config: LearnerConfig
+    devices: Devices = ONE_DEVICE
 
     def module(self) -> ActorCritic:
         return ActorCritic(self.network)
@@ -103,9 +109,11 @@ class Learner:
         return optax.chain(optax.clip_by_global_norm(config.max_grad_norm), optax.adam(rate))
 
 
-def sample_instances(scenario: Scenario, key: Key, count: int) -> Instance:
-    """`count` fresh instances, the batch last."""
-    return jax.vmap(scenario.sample, out_axes=-1)(jax.random.split(key, count))
+def sample_instances(
+    scenario: Scenario, key: Key, count: int, devices: Devices = ONE_DEVICE
+) -> Instance:
+    """This device's share of `count` fresh instances, the batch last."""
+    return jax.vmap(scenario.sample, out_axes=-1)(devices.mine(jax.random.split(key, count)))
 
 
 def init(learner: Learner, key: Key) -> LearnerState:
@@ -119,19 +127,30 @@ def init(learner: Learner, key: Key) -> LearnerState:
 
 
 def update(learner: Learner, state: LearnerState) -> tuple[LearnerState, Metrics]:
-    """One update: collect trajectories, estimate advantages, some passes of PPO."""
+    """One update: collect trajectories, estimate advantages, some passes of PPO.
+
+    Spread over `learner.devices`, whose number must divide the rows of `shuffle`.
+    """
+    return learner.devices.spread(partial(_update, learner))(state)
+
+
+def _update(learner: Learner, state: LearnerState) -> tuple[LearnerState, Metrics]:
     key, sample_key, roll_key, shuffle_key = jax.random.split(state.key, 4)
-    instances = sample_instances(learner.scenario, sample_key, learner.config.instances)
-    network = learner.module()
-    samples = learner.config.samples
+    config, devices = learner.config, learner.devices
+    instances = sample_instances(learner.scenario, sample_key, config.instances, devices)
+
+    def choose(logits: Array, key: Key) -> Array:
+        draws = jax.random.uniform(key, (config.instances, config.samples, 1))
+        return inverse_cdf(logits, devices.mine(draws))
+
     final, batch = unroll(
-        network, state.params, instances, samples, roll_key, sample_action, learner.env
+        learner.module(), state.params, instances, config.samples, roll_key, choose, learner.env
     )
     assert batch is not None  # recorded
     targets = advantages(learner, instances, final, batch)
     state, parts = optimize(learner, state, instances, batch, targets, shuffle_key)
     metrics = summarize(learner, instances, final, parts)
-    return replace(state, key=key, step=state.step + 1), metrics
+    return replace(state, key=key, step=state.step + 1), devices.mean(metrics)
 
 
 @struct.dataclass
@@ -186,17 +205,34 @@ def optimize(
         (_, parts), grads = jax.value_and_grad(loss, argnums=1, has_aux=True)(
             learner, params, picked, *part, progress
         )
+        grads, parts = learner.devices.sum((grads, parts))
         parts["grad_norm"] = optax.tree.norm(grads)
         changes, opt_state = optimizer.update(grads, opt_state, params)
         return (optax.apply_updates(params, changes), opt_state), parts
 
     def one_pass(carry: Any, key: Key) -> tuple[Any, dict[str, Array]]:
-        order = jax.random.permutation(key, config.instances).reshape(config.minibatches, -1)
-        return jax.lax.scan(step, carry, order)
+        order = shuffle(key, config.instances, config.minibatches)
+        return jax.lax.scan(step, carry, _own(order, learner.devices))
 
     start = (state.params, state.optimizer)
     (params, opt_state), parts = jax.lax.scan(one_pass, start, jax.random.split(key, config.epochs))
     return replace(state, params=params, optimizer=opt_state), jax.tree.map(jnp.mean, parts)
+
+
+def shuffle(key: Key, instances: int, minibatches: int) -> Int[Array, "minibatches part"]:
+    """Minibatches of instances: of each row of neighbours, one goes into every minibatch.
+
+    So whole rows can stay on their device, whatever the number of devices. Instances are drawn
+    independently, so their rows are as good as random ones.
+    """
+    row = jnp.arange(instances).reshape(-1, minibatches)
+    return jax.random.permutation(key, row, axis=1, independent=True).T
+
+
+def _own(order: Int[Array, "minibatches part"], devices: Devices) -> Int[Array, "minibatches own"]:
+    """A device's share of every minibatch, as indices into its own instances."""
+    own = devices.mine(order, axis=1)
+    return own - jnp.min(own)
 
 
 def loss(
@@ -207,7 +243,10 @@ def loss(
     targets: Targets,
     progress: Float[Array, ""],
 ) -> tuple[Float[Array, ""], Parts]:
-    """PPO's loss of recorded decisions under new parameters; the second result holds its parts."""
+    """PPO's loss of recorded decisions under new parameters; the second result holds its parts.
+
+    Means over the decisions of all devices, of which this device contributes its own summands.
+    """
     config, network = learner.config, learner.module()
     encoding = encode(network, params, instances)
     logits, values = jax.vmap(lambda seen: decode(network, params, encoding, seen))(
@@ -215,7 +254,7 @@ def loss(
     )
     log_ratio = _map3(losses.log_prob)(logits, batch.action) - batch.log_prob
     real = batch.real.astype(values.dtype)
-    count = jnp.maximum(jnp.sum(real), 1)
+    count = jnp.maximum(learner.devices.sum(jnp.sum(real)), 1)
     surrogate = losses.clipped_surrogate(log_ratio, targets.advantage, config.clip)
     policy_loss = jnp.sum(surrogate * real) / count
     entropy = jnp.sum(_map3(losses.entropy)(logits) * real) / count

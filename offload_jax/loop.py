@@ -10,17 +10,21 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from offload_jax import learner as learning
-from offload_jax import model
+from offload_jax import model, processes
 from offload_jax.checkpoint import Checkpoints
 from offload_jax.config import TrainConfig
 from offload_jax.evaluation import validation_set
+from offload_jax.instance import Instance
 from offload_jax.learner import Learner, LearnerState, Metrics
+from offload_jax.mesh import ONE_DEVICE, Devices, memory_mb
 from offload_jax.policies import Policy, greedy_plan
 from offload_jax.tracking import MetricsFile, Mirror
 
@@ -44,20 +48,23 @@ def loop(
     checkpoints: Checkpoints,
     report: Reporter,
     stop: threading.Event,
+    devices: Devices = ONE_DEVICE,
 ) -> LearnerState:
-    """Updates until all are made or `stop` is set, with rows, evaluations and checkpoints."""
-    learner, every, updates = config.to_learner(), config.run, config.learner.updates
-    validation_key = jax.random.fold_in(jax.random.key(config.seed), VALIDATION)
-    instances, best = validation_set(
-        config.scenario, every.eval_instances, validation_key, config.splits
-    )
+    """Updates until all are made or `stop` is set, with rows, evaluations and checkpoints.
+
+    In several processes, `stop` in one of them stops all after the same update.
+    """
+    learner, every, updates = config.to_learner(devices), config.run, config.learner.updates
+    validation_gap = validation(config, devices)
     decisions = config.learner.instances * config.learner.samples * config.scenario.max_users
     step, pending, since = int(state.step), [], time.perf_counter()
-    while step < updates and not stop.is_set():
+    stopping = processes.any_of_all(stop.is_set())
+    while step < updates and not stopping:
         state, metrics = _update(learner, state)
         pending.append(metrics)
         step += 1
         last = step == updates
+        stopping = processes.any_of_all(stop.is_set())
         if step % every.log_every and step % every.eval_every and not last:
             continue
         row = _finite_mean(pending, step)
@@ -69,19 +76,54 @@ def loop(
         }
         # The first row too: it shows where learning starts.
         if step % every.eval_every == 0 or last or step == every.log_every:
-            policy = Policy(state.params, config.network, config.to_env())
-            gaps = model.gap(best, greedy_plan(policy, instances)[1])
-            row["gap"] = float(jnp.mean(gaps))
+            row["gap"] = validation_gap(state.params)
         report.write(row)
         if "gap" in row:  # after the row: a checkpoint on disk means that its rows are, too
             checkpoints.save(state, row["gap"])
         report.tell(row)
         pending, since = [], time.perf_counter()
-    if stop.is_set():
+    if stopping:
         if pending:
             _finite_mean(pending, step)
         checkpoints.save(state)
     return state
+
+
+def prepare(learner: Learner, state: LearnerState) -> dict[str, Any]:
+    """Compiles the update; says what it runs on and what it needs (run.json, the first line)."""
+    memory = memory_mb(_update.lower(learner, state).compile())
+    return {
+        "devices": learner.devices.count,
+        "processes": jax.process_count(),
+        "memory_mb_per_device": memory,
+    }
+
+
+def describe_needs(needs: dict[str, Any]) -> str:
+    """The first line of a run."""
+    devices, found = needs["devices"], needs["processes"]
+    memory = needs["memory_mb_per_device"]
+    text = f"{devices} device{'s' * (devices > 1)} ({jax.devices()[0].device_kind})"
+    text += f" in {found} processes" if found > 1 else ""
+    return text + (f"; an update needs {memory:,.0f} MB on each" if memory is not None else "")
+
+
+def validation(config: TrainConfig, devices: Devices) -> Callable[[Any], float]:
+    """The mean gap of the greedy policy on fixed instances, as a function of its parameters."""
+    key = jax.random.fold_in(jax.random.key(config.seed), VALIDATION)
+    instances, best = validation_set(config.scenario, config.run.eval_instances, key, config.splits)
+    if config.run.eval_instances % devices.count:
+        devices = ONE_DEVICE  # every device evaluates all of them
+
+    def mean_gap(
+        params: Any, instances: Instance, best: Float[Array, "instances"]
+    ) -> Float[Array, ""]:
+        own, reference = devices.mine((instances, best), axis=-1)
+        policy = Policy(params, config.network, config.to_env())
+        return devices.mean(jnp.mean(model.gap(reference, greedy_plan(policy, own)[1])))
+
+    program = jax.jit(devices.spread(mean_gap))
+    return lambda params: float(program(params, instances, best))
 
 
 def _finite_mean(metrics: list[Metrics], step: int) -> Row:
@@ -100,11 +142,16 @@ def _finite_mean(metrics: list[Metrics], step: int) -> Row:
 class Reporter:
     """Puts each row into the file first, then tells the mirror and the callbacks."""
 
-    def __init__(self, metrics: MetricsFile, mirror: Mirror, callbacks: Sequence[Callback]) -> None:
+    def __init__(
+        self, metrics: MetricsFile | None, mirror: Mirror, callbacks: Sequence[Callback]
+    ) -> None:
+        """Without a file, as in every process but the first one, rows go nowhere."""
         self.metrics, self.mirror, self.callbacks = metrics, mirror, callbacks
 
     def write(self, row: Row) -> None:
         """Returns when the row is on disk; raises RunError where that fails."""
+        if self.metrics is None:
+            return
         try:
             self.metrics.append(row)
         except OSError as error:

@@ -15,7 +15,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from importlib import metadata
@@ -23,8 +23,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.sharding import SingleDeviceSharding
 
 from offload_jax import learner as learning
+from offload_jax import processes
 from offload_jax.charts import save as save_figure
 from offload_jax.checkpoint import CheckpointError, Checkpoints
 from offload_jax.config import ConfigError, TrainConfig, load_config, to_yaml
@@ -32,7 +34,16 @@ from offload_jax.documents import replace_file
 from offload_jax.evaluation import reference_name
 from offload_jax.figures import learning_curve
 from offload_jax.learner import LearnerState
-from offload_jax.loop import Callback, Reporter, Row, loop, stop_requests
+from offload_jax.loop import (
+    Callback,
+    Reporter,
+    Row,
+    describe_needs,
+    loop,
+    prepare,
+    stop_requests,
+)
+from offload_jax.mesh import Devices
 from offload_jax.policies import Policy
 from offload_jax.tracking import MetricsFile, Mirror, read_rows
 from offload_jax.value import check_all_local
@@ -62,43 +73,60 @@ def train(
     callbacks: Sequence[Callback] = (),
     folder: str | Path | None = None,
     warn: Callable[[str], None] = print,
+    tell: Callable[[str], None] | None = None,
 ) -> RunResult:
     """Trains, or goes on with the run in `folder` where that holds one.
 
     Every `run.log_every` updates a row goes to metrics.jsonl, W&B and the callbacks; every
     `run.eval_every` updates the greedy policy is evaluated and the state saved. Ctrl-C or SIGTERM
-    saves and returns with `finished` False; a second one stops at once.
+    saves and returns with `finished` False; a second one stops at once. `tell` hears what the run
+    needs before the first update.
+
+    In several processes (`processes.started`) all have to call this, with one shared `folder`; the
+    first one writes rows, mirrors and calls back. A stop of one stops all.
 
     Raises ConfigError for impossible settings, for a directory in use, unwritable or of something
     else, and for settings that cannot change within a run; RunError or CheckpointError where
     training diverges or the disk is full: the run can then go on from its last checkpoint.
     """
     config.validate()
+    devices = config.find_devices()
     check_rules(config)
-    started = time.perf_counter()
-    folder = new_folder(config) if folder is None else Path(folder)
-    with _claimed(folder):
+    started, first = time.perf_counter(), processes.is_first()
+    folder = Path(processes.from_first(str(new_folder(config) if folder is None else folder)))
+    tracking = config.tracking if first else replace(config.tracking, wandb="off")
+    about: dict[str, Any] = {"id": ""}
+    with ExitStack() as claim:
+        processes.first_only(lambda: claim.enter_context(_claimed(folder)))
         if is_run(folder):
             config = resumed(read_config(folder), config)
-        about = _write_about(folder, config)
+        processes.first_only(lambda: about.update(_write_about(folder, config)))
         with (
             Checkpoints(folder / "checkpoints", config.run.keep) as checkpoints,
-            Mirror(config.tracking, folder, about["id"], asdict(config), warn) as mirror,
+            Mirror(tracking, folder, about["id"], asdict(config), warn) as mirror,
             stop_requests() as stop,
         ):
-            state = _start_state(config, checkpoints)
-            metrics = MetricsFile(folder / "metrics.jsonl", up_to_step=int(state.step))
-            report = Reporter(metrics, mirror, callbacks)
+            state = _start_state(config, checkpoints, devices)
+            needs = prepare(config.to_learner(devices), state)
+            if first:
+                about["starts"][-1] |= needs
+            if first and tell:
+                tell(describe_needs(needs))
+            path = folder / "metrics.jsonl"
+            metrics = MetricsFile(path, up_to_step=int(state.step)) if first else None
+            report = Reporter(metrics, mirror, callbacks if first else ())
             try:
-                state = loop(config, state, checkpoints, report, stop)
+                state = loop(config, state, checkpoints, report, stop, devices)
             finally:
-                metrics.close()
+                if metrics:
+                    metrics.close()
             checkpoints.wait()
-        _write_end(folder, about, int(state.step), time.perf_counter() - started)
-    rows = read_rows(folder / "metrics.jsonl")
-    curve = learning_curve(rows, reference_name(config.scenario, config.splits))
-    save_figure(curve, folder / "learning_curve.png")
-    step = int(state.step)
+        step, seconds = int(state.step), time.perf_counter() - started
+        processes.first_only(lambda: _write_end(folder, about, step, seconds))
+    rows = read_rows(path)
+    if first:
+        curve = learning_curve(rows, reference_name(config.scenario, config.splits))
+        save_figure(curve, folder / "learning_curve.png")
     return RunResult(folder, load_policy(folder), rows, step, step >= config.learner.updates)
 
 
@@ -115,9 +143,9 @@ def check_rules(config: TrainConfig) -> None:
 _init = jax.jit(learning.init, static_argnums=0)  # as one program: 6 s sooner than op by op
 
 
-def _start_state(config: TrainConfig, checkpoints: Checkpoints) -> LearnerState:
+def _start_state(config: TrainConfig, checkpoints: Checkpoints, devices: Devices) -> LearnerState:
     key = jax.random.fold_in(jax.random.key(config.seed), _TRAINING)
-    state = _init(config.to_learner(), key)
+    state = devices.place(_init(config.to_learner(), key))
     step = checkpoints.latest()
     return state if step is None else checkpoints.restore(step, state)
 
@@ -231,6 +259,9 @@ def load_policy(folder: str | Path, which: str = "best") -> Policy:
         raise ValueError(f"which is {which!r}; must be one of best, latest")
     folder, config = Path(folder), read_config(folder)
     like = jax.eval_shape(lambda key: learning.init(config.to_learner(), key), jax.random.key(0))
+    # Here, on one device, wherever and on how many it was trained.
+    here = SingleDeviceSharding(jax.local_devices()[0])
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), like)
     with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
         step = checkpoints.best() if which == "best" else checkpoints.latest()
         if step is None:

@@ -66,6 +66,7 @@ LAYERS = (
     "baselines",
     "testsets",
     "losses",
+    "mesh",
     "learner",
     "checkpoint",
     "tracking",
@@ -78,6 +79,7 @@ LAYERS = (
     "page",
     "report",
     "config",
+    "processes",
     "loop",
     "runs",
     "deploy",  # an island: all of its files stand here

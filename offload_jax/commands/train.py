@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -13,10 +13,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from offload_jax import learner as learning
-from offload_jax import runs
+from offload_jax import processes, runs
 from offload_jax.config import ConfigError, TrainConfig, load_config, to_yaml
 from offload_jax.evaluation import reference_name
-from offload_jax.loop import Row
+from offload_jax.loop import Row, describe_needs, prepare
+from offload_jax.processes import DistributedConfig
 
 Settings = Annotated[TrainConfig, tyro.conf.arg(name="")]
 
@@ -35,6 +36,8 @@ class Arguments:
     """Run directory: a new one, or one to go on with. Default: a fresh one under runs/."""
     dry_run: bool = False
     """Check everything, compile one update, print what would run, write nothing."""
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
+    """Several processes, on one host or many, each started with this command."""
 
 
 def run(words: list[str], prog: str) -> int:
@@ -52,16 +55,29 @@ def run(words: list[str], prog: str) -> int:
         runs.check_folder(parsed.run)
     if goes_on:
         config = runs.resumed(base, config)
-    if parsed.dry_run:
-        runs.check_rules(config)
-        return _dry_run(config)
-    target = parsed.run or runs.new_folder(config)
+    with processes.started(parsed.distributed):
+        config.find_devices()  # refuses before anything is said or written
+        if parsed.dry_run:
+            runs.check_rules(config)
+            return _dry_run(config)
+        return _train(config, parsed.run)
+
+
+def _train(config: TrainConfig, folder: Path | None) -> int:
+    target = Path(processes.from_first(str(folder or runs.new_folder(config))))
+    if not processes.is_first():
+        return _status(runs.train(config, folder=target))
     print(f"run directory: {target}", flush=True)
     if config.splits.solver != "native":
         print(f"splits: {config.splits.solver}, in float64 on the host; the rest stays as it is")
     with _Progress(config) as show:
-        result = runs.train(config, [show], target, warn=show.warn)
-    return _summary(result, config)
+        result = runs.train(config, [show], target, warn=show.warn, tell=show.tell)
+    _summarize(result, config)
+    return _status(result)
+
+
+def _status(result: runs.RunResult) -> int:
+    return 0 if result.finished else 130
 
 
 def _peek(words: list[str], name: str) -> str | None:
@@ -79,19 +95,22 @@ def _peek(words: list[str], name: str) -> str | None:
 
 
 def _dry_run(config: TrainConfig) -> int:
-    learner = config.to_learner()
+    learner = config.to_learner(config.find_devices())
     state = jax.eval_shape(lambda key: learning.init(learner, key), jax.random.key(0))
-    jax.jit(learning.update, static_argnums=0).lower(learner, state).compile()
+    needs = prepare(learner, state)
+    if not processes.is_first():
+        return 0
     size = sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(state.params))
     trajectories = config.learner.instances * config.learner.samples
     print(to_yaml(config), end="")
     updates = config.learner.updates
     print(f"# {size:,.0f} parameters; {updates:,} updates of {trajectories:,} trajectories")
+    print(f"# {describe_needs(needs)}")
     print("# everything fits and compiles; nothing was written")
     return 0
 
 
-def _summary(result: runs.RunResult, config: TrainConfig) -> int:
+def _summarize(result: runs.RunResult, config: TrainConfig) -> None:
     evaluated = [row for row in result.rows if "gap" in row]
     if evaluated:
         best = min(evaluated, key=lambda row: row["gap"])
@@ -101,9 +120,8 @@ def _summary(result: runs.RunResult, config: TrainConfig) -> int:
     if not result.finished:
         print(f"stopped at update {result.step} of {config.learner.updates}")
         print(f"go on with: python train.py --run {result.folder}")
-        return 130
+        return
     print(f"compare it with the baselines: python eval.py --run {result.folder}")
-    return 0
 
 
 class _Progress:
@@ -149,8 +167,11 @@ class _Progress:
         print(f"update {row['step']:.0f}/{self.updates}  {text}  {left:.0f} s left", flush=True)
 
     def warn(self, message: str) -> None:
+        self.tell(f"warning: {message}")
+
+    def tell(self, message: str) -> None:
         """One line that the bar does not swallow."""
         if self.bar:
-            self.bar.console.print(f"warning: {message}", markup=False)
+            self.bar.console.print(message, markup=False)
         else:
-            print(f"warning: {message}", flush=True)
+            print(message, flush=True)
