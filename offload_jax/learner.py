@@ -6,7 +6,7 @@ Inside an update arrays have this device's share of the instances; on one device
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -31,9 +31,21 @@ Baseline = Literal["shared", "critic"]
 Parts = dict[str, Float[Array, ""]]  # of the loss, by the name of their metric
 
 
+@struct.dataclass
+class Hyperparameters:
+    """The settings that may differ within a population: traced, while all others are static."""
+
+    lr: Float[Array, ""] | float
+    max_grad_norm: Float[Array, ""] | float
+    clip: Float[Array, ""] | float
+    entropy: Float[Array, ""] | float
+    value: Float[Array, ""] | float
+    gae_decay: Float[Array, ""] | float
+
+
 @dataclass(frozen=True)
 class LearnerConfig:
-    """Settings of the learner."""
+    """Settings of the learner; those also in Hyperparameters are traced, the others static."""
 
     baseline: Baseline = "shared"  # shared: the other samples of the instance; critic: GAE
     updates: int = 400
@@ -47,6 +59,10 @@ class LearnerConfig:
     entropy: float = 0.01  # weight of the entropy bonus, falls to 0 linearly
     value: float = 0.5  # weight of the critic's error (critic baseline only)
     gae_decay: float = 1.0  # lambda of GAE (critic baseline only)
+
+    def hyperparameters(self) -> Hyperparameters:
+        """The traced settings."""
+        return Hyperparameters(**{f.name: getattr(self, f.name) for f in fields(Hyperparameters)})
 
     def validate(self) -> None:
         """Raises ValueError naming the field and the allowed values."""
@@ -98,15 +114,20 @@ class Learner:
     network: NetworkConfig
     config: LearnerConfig
     devices: Devices = ONE_DEVICE
+    traced: Hyperparameters | None = None  # instead of the config's; only inside a trace
+
+    @property
+    def hyperparameters(self) -> Hyperparameters:
+        return self.config.hyperparameters() if self.traced is None else self.traced
 
     def module(self) -> ActorCritic:
         return ActorCritic(self.network)
 
     def optimizer(self) -> optax.GradientTransformation:
-        config = self.config
+        config, traced = self.config, self.hyperparameters
         steps = config.updates * config.epochs * config.minibatches
-        rate = optax.cosine_decay_schedule(config.lr, steps)
-        return optax.chain(optax.clip_by_global_norm(config.max_grad_norm), optax.adam(rate))
+        rate = optax.cosine_decay_schedule(traced.lr, steps)
+        return optax.chain(optax.clip_by_global_norm(traced.max_grad_norm), optax.adam(rate))
 
 
 def sample_instances(
@@ -136,6 +157,17 @@ def update(learner: Learner, state: LearnerState) -> tuple[LearnerState, Metrics
 
 def _update(learner: Learner, state: LearnerState) -> tuple[LearnerState, Metrics]:
     key, sample_key, roll_key, shuffle_key = jax.random.split(state.key, 4)
+    instances, final, batch = collect(learner, state.params, sample_key, roll_key)
+    targets = advantages(learner, instances, final, batch)
+    state, parts = optimize(learner, state, instances, batch, targets, shuffle_key)
+    metrics = learner.devices.mean(summarize(learner, instances, final, parts))
+    return replace(state, key=key, step=state.step + 1), metrics
+
+
+def collect(
+    learner: Learner, params: Any, sample_key: Key, roll_key: Key
+) -> tuple[Instance, State, Transition]:
+    """Fresh instances, and the final states and decisions of trajectories of them."""
     config, devices = learner.config, learner.devices
     instances = sample_instances(learner.scenario, sample_key, config.instances, devices)
 
@@ -143,14 +175,10 @@ def _update(learner: Learner, state: LearnerState) -> tuple[LearnerState, Metric
         draws = jax.random.uniform(key, (config.instances, config.samples, 1))
         return inverse_cdf(logits, devices.mine(draws))
 
-    final, batch = unroll(
-        learner.module(), state.params, instances, config.samples, roll_key, choose, learner.env
-    )
+    samples, module = config.samples, learner.module()
+    final, batch = unroll(module, params, instances, samples, roll_key, choose, learner.env)
     assert batch is not None  # recorded
-    targets = advantages(learner, instances, final, batch)
-    state, parts = optimize(learner, state, instances, batch, targets, shuffle_key)
-    metrics = summarize(learner, instances, final, parts)
-    return replace(state, key=key, step=state.step + 1), devices.mean(metrics)
+    return instances, final, batch
 
 
 @struct.dataclass
@@ -176,7 +204,7 @@ def advantages(learner: Learner, instances: Instance, final: State, batch: Trans
 
     def one_stream(rewards: Array, values: Array, free: Array) -> tuple[Array, Array]:
         values = losses.forced_values(values, rewards, free)
-        advantage = losses.generalized_advantage(rewards, values, learner.config.gae_decay)
+        advantage = losses.generalized_advantage(rewards, values, learner.hyperparameters.gae_decay)
         return advantage, advantage + values
 
     over_streams = jax.vmap(jax.vmap(one_stream, in_axes=1, out_axes=1), in_axes=1, out_axes=1)
@@ -247,7 +275,7 @@ def loss(
 
     Means over the decisions of all devices, of which this device contributes its own summands.
     """
-    config, network = learner.config, learner.module()
+    traced, network = learner.hyperparameters, learner.module()
     encoding = encode(network, params, instances)
     logits, values = jax.vmap(lambda seen: decode(network, params, encoding, seen))(
         batch.observation
@@ -255,13 +283,13 @@ def loss(
     log_ratio = _map3(losses.log_prob)(logits, batch.action) - batch.log_prob
     real = batch.real.astype(values.dtype)
     count = jnp.maximum(learner.devices.sum(jnp.sum(real)), 1)
-    surrogate = losses.clipped_surrogate(log_ratio, targets.advantage, config.clip)
+    surrogate = losses.clipped_surrogate(log_ratio, targets.advantage, traced.clip)
     policy_loss = jnp.sum(surrogate * real) / count
     entropy = jnp.sum(_map3(losses.entropy)(logits) * real) / count
     error = jnp.sum(losses.value_error(values, targets.value) * real) / count
-    total = policy_loss - config.entropy * (1 - progress) * entropy
-    if config.baseline == "critic":
-        total = total + config.value * error
+    total = policy_loss - traced.entropy * (1 - progress) * entropy
+    if learner.config.baseline == "critic":
+        total = total + traced.value * error
     return total, {"loss": total, "entropy": entropy, "value_error": error}
 
 

@@ -90,12 +90,16 @@ def loop(
 
 
 def prepare(learner: Learner, state: LearnerState) -> dict[str, Any]:
-    """Compiles the update; says what it runs on and what it needs (run.json, the first line)."""
-    memory = memory_mb(_update.lower(learner, state).compile())
+    """Compiles the update; says what it runs on and what it needs."""
+    return needs_of(_update.lower(learner, state), learner.devices)
+
+
+def needs_of(program: jax.stages.Lowered, devices: Devices) -> dict[str, Any]:
+    """Compiles a program; what it runs on and needs, for run.json and the first line of a run."""
     return {
-        "devices": learner.devices.count,
+        "devices": devices.count,
         "processes": jax.process_count(),
-        "memory_mb_per_device": memory,
+        "memory_mb_per_device": memory_mb(program.compile()),
     }
 
 
@@ -110,20 +114,29 @@ def describe_needs(needs: dict[str, Any]) -> str:
 
 def validation(config: TrainConfig, devices: Devices) -> Callable[[Any], float]:
     """The mean gap of the greedy policy on fixed instances, as a function of its parameters."""
-    key = jax.random.fold_in(jax.random.key(config.seed), VALIDATION)
-    instances, best = validation_set(config.scenario, config.run.eval_instances, key, config.splits)
+    instances, best = validation_instances(config)
     if config.run.eval_instances % devices.count:
         devices = ONE_DEVICE  # every device evaluates all of them
 
-    def mean_gap(
-        params: Any, instances: Instance, best: Float[Array, "instances"]
-    ) -> Float[Array, ""]:
-        own, reference = devices.mine((instances, best), axis=-1)
-        policy = Policy(params, config.network, config.to_env())
-        return devices.mean(jnp.mean(model.gap(reference, greedy_plan(policy, own)[1])))
+    def spread_gap(params: Any, instances: Instance, best: Array) -> Array:
+        return devices.mean(mean_gap(config, params, *devices.mine((instances, best), axis=-1)))
 
-    program = jax.jit(devices.spread(mean_gap))
+    program = jax.jit(devices.spread(spread_gap))
     return lambda params: float(program(params, instances, best))
+
+
+def validation_instances(config: TrainConfig) -> tuple[Instance, Float[Array, "instances"]]:
+    """The run's own, the same at every evaluation, and their reference gains (s)."""
+    key = jax.random.fold_in(jax.random.key(config.seed), VALIDATION)
+    return validation_set(config.scenario, config.run.eval_instances, key, config.splits)
+
+
+def mean_gap(
+    config: TrainConfig, params: Any, instances: Instance, best: Float[Array, "instances"]
+) -> Float[Array, ""]:
+    """The greedy policy's mean gap to the gains `best`."""
+    policy = Policy(params, config.network, config.to_env())
+    return jnp.mean(model.gap(best, greedy_plan(policy, instances)[1]))
 
 
 def _finite_mean(metrics: list[Metrics], step: int) -> Row:

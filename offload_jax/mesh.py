@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 from jax.flatten_util import ravel_pytree
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
 AXIS = "instances"  # of the mesh
@@ -77,10 +77,18 @@ class Devices:
         return tree if self.mesh is None else jax.tree.map(lambda x: x / self.count, self.sum(tree))
 
     def place(self, tree: Any) -> Any:
-        """Leaves on all devices of the mesh, in all processes."""
+        """Leaves whole on every device of the mesh, in all processes."""
+        return self._moved(tree, P())
+
+    def deal(self, tree: Any) -> Any:
+        """Leaves cut along their first axis, as `spread_members` works on them."""
+        return self._moved(tree, P(AXIS))
+
+    def _moved(self, tree: Any, spec: P) -> Any:
         if self.mesh is None:
             return tree
-        return jax.jit(lambda x: x, out_shardings=NamedSharding(self.mesh, P()))(tree)
+        # A program, since only those move keys, and arrays of one process to devices of all.
+        return jax.jit(lambda x: x, out_shardings=NamedSharding(self.mesh, spec))(tree)
 
 
 ONE_DEVICE = Devices()
@@ -119,8 +127,9 @@ def _of_process(devices: list[jax.Device], process: int) -> list[jax.Device]:
 
 
 def local_copy(tree: Any) -> Any:
-    """Replicated leaves as arrays of this process's first device alone."""
-    return jax.tree.map(lambda x: x.addressable_data(0), tree)
+    """Leaves whole on this process's first device, wherever their parts are."""
+    here = SingleDeviceSharding(jax.local_devices()[0])
+    return jax.tree.map(lambda x: jax.device_put(x, here), tree)
 
 
 def memory_mb(compiled: Any) -> float | None:

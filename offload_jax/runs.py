@@ -97,10 +97,7 @@ def train(
     tracking = config.tracking if first else replace(config.tracking, wandb="off")
     about: dict[str, Any] = {"id": ""}
     with ExitStack() as claim:
-        processes.first_only(lambda: claim.enter_context(_claimed(folder)))
-        if is_run(folder):
-            config = resumed(read_config(folder), config)
-        processes.first_only(lambda: about.update(_write_about(folder, config)))
+        processes.first_only(lambda: about.update(claim.enter_context(claimed(folder, config))))
         with (
             Checkpoints(folder / "checkpoints", config.run.keep) as checkpoints,
             Mirror(tracking, folder, about["id"], asdict(config), warn) as mirror,
@@ -112,8 +109,8 @@ def train(
                 about["starts"][-1] |= needs
             if first and tell:
                 tell(describe_needs(needs))
-            path = folder / "metrics.jsonl"
-            metrics = MetricsFile(path, up_to_step=int(state.step)) if first else None
+            rows = folder / "metrics.jsonl"
+            metrics = MetricsFile(rows, up_to_step=int(state.step)) if first else None
             report = Reporter(metrics, mirror, callbacks if first else ())
             try:
                 state = loop(config, state, checkpoints, report, stop, devices)
@@ -122,12 +119,42 @@ def train(
                     metrics.close()
             checkpoints.wait()
         step, seconds = int(state.step), time.perf_counter() - started
-        processes.first_only(lambda: _write_end(folder, about, step, seconds))
-    rows = read_rows(path)
-    if first:
-        curve = learning_curve(rows, reference_name(config.scenario, config.splits))
-        save_figure(curve, folder / "learning_curve.png")
+        processes.first_only(lambda: finish(folder, config, about, step, seconds))
+    return read_result(folder, config, step)
+
+
+@contextmanager
+def claimed(folder: Path, config: TrainConfig) -> Iterator[dict[str, Any]]:
+    """A run directory for this process alone: its config.yaml and run.json, the latter returned.
+
+    Raises ConfigError where it is in use, or the settings cannot change within its run.
+    """
+    with _claimed(folder):
+        if is_run(folder):
+            config = resumed(read_config(folder), config)
+        yield _write_about(folder, config)
+
+
+def finish(
+    folder: Path, config: TrainConfig, about: dict[str, Any], step: int, seconds: float
+) -> None:
+    """Writes how a start ended, and the learning curve."""
+    _write_end(folder, about, step, seconds)
+    rows = read_rows(folder / "metrics.jsonl")
+    curve = learning_curve(rows, reference_name(config.scenario, config.splits))
+    save_figure(curve, folder / "learning_curve.png")
+
+
+def read_result(folder: Path, config: TrainConfig, step: int) -> RunResult:
+    """What a run directory holds after `step` updates."""
+    rows = read_rows(folder / "metrics.jsonl")
     return RunResult(folder, load_policy(folder), rows, step, step >= config.learner.updates)
+
+
+def initial_state(config: TrainConfig) -> LearnerState:
+    """The state before the first update."""
+    key = jax.random.fold_in(jax.random.key(config.seed), _TRAINING)
+    return _init(config.to_learner(), key)
 
 
 def check_rules(config: TrainConfig) -> None:
@@ -144,8 +171,7 @@ _init = jax.jit(learning.init, static_argnums=0)  # as one program: 6 s sooner t
 
 
 def _start_state(config: TrainConfig, checkpoints: Checkpoints, devices: Devices) -> LearnerState:
-    key = jax.random.fold_in(jax.random.key(config.seed), _TRAINING)
-    state = devices.place(_init(config.to_learner(), key))
+    state = devices.place(initial_state(config))
     step = checkpoints.latest()
     return state if step is None else checkpoints.restore(step, state)
 

@@ -82,6 +82,8 @@ LAYERS = (
     "processes",
     "loop",
     "runs",
+    "population",
+    "side_by_side",
     "deploy",  # an island: all of its files stand here
     "export",
     "sweep",

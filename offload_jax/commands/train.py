@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -17,7 +18,16 @@ from offload_jax import processes, runs
 from offload_jax.config import ConfigError, TrainConfig, load_config, to_yaml
 from offload_jax.evaluation import reference_name
 from offload_jax.loop import Row, describe_needs, prepare
+from offload_jax.population import (
+    Members,
+    PopulationConfig,
+    check_alike,
+    going_on,
+    is_population,
+    read_members,
+)
 from offload_jax.processes import DistributedConfig
+from offload_jax.side_by_side import train_population
 
 Settings = Annotated[TrainConfig, tyro.conf.arg(name="")]
 
@@ -38,29 +48,55 @@ class Arguments:
     """Check everything, compile one update, print what would run, write nothing."""
     distributed: DistributedConfig = field(default_factory=DistributedConfig)
     """Several processes, on one host or many, each started with this command."""
+    population: PopulationConfig = field(default_factory=PopulationConfig)
+    """Several runs in one program; --run names the folder of their run directories."""
 
 
 def run(words: list[str], prog: str) -> int:
     """Trains as the words say; 130 where that was interrupted."""
     source, folder = _peek(words, "config"), _peek(words, "run")
-    goes_on = folder is not None and runs.is_run(Path(folder))
-    if goes_on and source is not None:
+    saved = _saved(folder)
+    if saved and source is not None:
         raise ConfigError(f"config is {source!r}; must be left out, since run {folder} has its own")
-    base = runs.read_config(folder) if goes_on and folder else load_config(source or "paper")
+    base = next(iter(saved.values())) if saved else load_config(source or "paper")
     default = Arguments(settings=base)
     parsed = tyro.cli(Arguments, args=words, prog=prog, default=default)
     config = parsed.settings
     config.validate()
-    if parsed.run is not None:
+    members = _members(parsed, saved, base)
+    if parsed.run is not None and not saved:
         runs.check_folder(parsed.run)
-    if goes_on:
+    if saved and not members:
         config = runs.resumed(base, config)
     with processes.started(parsed.distributed):
+        if members:
+            return _train_population(members, parsed)
         config.find_devices()  # refuses before anything is said or written
         if parsed.dry_run:
             runs.check_rules(config)
             return _dry_run(config)
         return _train(config, parsed.run)
+
+
+def _saved(folder: str | None) -> Members:
+    """The settings of what a folder holds: one run, by no name, or a population's members."""
+    if folder is None:
+        return {}
+    if is_population(Path(folder)):
+        return read_members(Path(folder))
+    return {"": runs.read_config(folder)} if runs.is_run(Path(folder)) else {}
+
+
+def _members(parsed: Arguments, saved: Members, base: TrainConfig) -> Members:
+    """The members of a population, a new one or one to go on with; none where one run is meant."""
+    if not saved:
+        asked = parsed.population
+        return {} if asked.is_one() else asked.members(parsed.settings)
+    if not parsed.population.is_one():
+        raise ConfigError(
+            f"population cannot change within a run; must be left out, as in {parsed.run}"
+        )
+    return {} if "" in saved else going_on(saved, base, parsed.settings)
 
 
 def _train(config: TrainConfig, folder: Path | None) -> int:
@@ -74,6 +110,30 @@ def _train(config: TrainConfig, folder: Path | None) -> int:
         result = runs.train(config, [show], target, warn=show.warn, tell=show.tell)
     _summarize(result, config)
     return _status(result)
+
+
+def _train_population(members: Members, parsed: Arguments) -> int:
+    base = next(iter(members.values()))
+    if parsed.dry_run:
+        check_alike(members)
+        print("\n".join(members))
+        return _dry_run(base)
+    folder = parsed.run or runs.new_folder(base)
+    print(f"population: {folder}, {len(members)} members", flush=True)
+    with _Progress(base) as show:
+        results = train_population(members, folder, [show.best_of], warn=show.warn, tell=show.tell)
+    _rank(results)
+    return max(map(_status, results.values()))
+
+
+def _rank(results: dict[str, runs.RunResult]) -> None:
+    """Prints the members, best first."""
+    best = {
+        name: min((row["gap"] for row in result.rows if "gap" in row), default=math.inf)
+        for name, result in results.items()
+    }
+    for name in sorted(best, key=lambda name: best[name]):
+        print(f"best gap {100 * best[name]:.3f} %  {results[name].folder}")
 
 
 def _status(result: runs.RunResult) -> int:
@@ -131,7 +191,7 @@ class _Progress:
         self.updates = config.learner.updates
         learner = config.learner
         self.decisions = learner.instances * learner.samples * config.scenario.max_users
-        self.gap = "-"
+        self.gap, self.members = "-", 1
         self.console = Console(stderr=True)
         self.bar: Progress | None = None
         if self.console.is_terminal:
@@ -155,15 +215,21 @@ class _Progress:
         if self.bar:
             self.bar.stop()
 
+    def best_of(self, rows: dict[str, Row]) -> None:
+        """Shows a population by the smallest gap, and the rates of its members together."""
+        best = min(rows.values(), key=lambda row: row.get("gap", math.inf))
+        self.members = len(rows)
+        self(best)
+
     def __call__(self, row: Row) -> None:
         if "gap" in row:
             self.gap = f"{100 * row['gap']:.3f} %"
-        rate = row["decisions_per_s"]
+        rate = row["decisions_per_s"] * self.members
         text = f"{rate:,.0f} decisions/s  score {row['score']:.4f}  gap {self.gap}"
         if self.bar:
             self.bar.update(self.task, completed=row["step"], description=text)
             return
-        left = (self.updates - row["step"]) * self.decisions / rate
+        left = (self.updates - row["step"]) * self.decisions * self.members / rate
         print(f"update {row['step']:.0f}/{self.updates}  {text}  {left:.0f} s left", flush=True)
 
     def warn(self, message: str) -> None:
