@@ -7,6 +7,7 @@ static settings, so one compiled update serves all of them (`learner.Hyperparame
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
@@ -17,10 +18,12 @@ import jax
 
 from offload_jax import runs
 from offload_jax.config import ConfigError, TrainConfig
+from offload_jax.documents import replace_file
 from offload_jax.learner import Hyperparameters
 from offload_jax.mesh import Devices, find_devices
 
 Members = dict[str, TrainConfig]  # settings by the name of the member's folder
+FILE = "population.json"  # the names of a population's runs
 TRACED = tuple(field.name for field in fields(Hyperparameters))
 
 
@@ -41,16 +44,15 @@ class PopulationConfig:
         if self.seeds < 1:
             raise ConfigError(f"population.seeds is {self.seeds}; must be at least 1")
         varied = {name: getattr(self, name) for name in TRACED if getattr(self, name)}
+        for name, values in varied.items():
+            if len(set(values)) < len(values):
+                raise ConfigError(f"population.{name} is {values}; must be different values")
         found = {}
-        for seed, *values in product(range(self.seeds), *varied.values()):
+        for seed, *values in product(range(base.seed, base.seed + self.seeds), *varied.values()):
             chosen = dict(zip(varied, values, strict=True))
-            parts = [f"seed-{base.seed + seed}", *(f"{k}-{v:g}" for k, v in chosen.items())]
-            learner = replace(base.learner, **chosen)
-            found["-".join(parts)] = replace(base, seed=base.seed + seed, learner=learner)
-        if len(found) < self.seeds * math.prod(map(len, varied.values())):
-            raise ConfigError("population has two runs alike; must be of different values")
-        for config in found.values():
-            config.validate()
+            name = "-".join([f"seed-{seed}", *(f"{key}-{v!r}" for key, v in chosen.items())])
+            found[name] = replace(base, seed=seed, learner=replace(base.learner, **chosen))
+            found[name].validate()
         return found
 
     def is_one(self) -> bool:
@@ -59,16 +61,24 @@ class PopulationConfig:
 
 
 def is_population(folder: Path) -> bool:
-    """Whether a folder holds run directories and is none."""
-    return not runs.is_run(folder) and any(folder.glob("*/config.yaml"))
+    """Whether a folder is a population's."""
+    return (folder / FILE).is_file()
+
+
+def write_members(folder: Path, members: Members) -> None:
+    """Makes a folder that has all the runs a population's."""
+    replace_file(folder / FILE, json.dumps({"members": list(members)}, indent=1))
 
 
 def read_members(folder: Path) -> Members:
-    """The settings of a population's runs. Raises ConfigError where it is none."""
-    if not is_population(folder):
-        raise ConfigError(f"population is {str(folder)!r}; must be a folder of run directories")
-    found = sorted(path.parent for path in folder.glob("*/config.yaml"))
-    return {path.name: runs.read_config(path) for path in found}
+    """The settings of a population's runs. Raises ConfigError where they cannot be read."""
+    try:
+        names = json.loads((folder / FILE).read_bytes())["members"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"{folder / FILE} cannot be read ({error!r}); must name members"
+        ) from None
+    return {name: runs.read_config(folder / name) for name in names}
 
 
 def going_on(saved: Members, base: TrainConfig, wanted: TrainConfig) -> Members:

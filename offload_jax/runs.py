@@ -272,7 +272,11 @@ def _git(*words: str) -> str | None:
 def read_config(folder: str | Path) -> TrainConfig:
     """The settings of a run directory. Raises ConfigError where it is none."""
     if not is_run(Path(folder)):
-        raise ConfigError(f"run is {str(folder)!r}; must be a run directory (with a config.yaml)")
+        inner = next(Path(folder).glob("*/config.yaml"), None)
+        hint = f", such as {inner.parent}" if inner else ""
+        raise ConfigError(
+            f"run is {str(folder)!r}; must be a run directory (with a config.yaml){hint}"
+        )
     return load_config(Path(folder) / "config.yaml")
 
 

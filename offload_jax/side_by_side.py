@@ -30,7 +30,7 @@ from offload_jax.loop import (
     validation_instances,
 )
 from offload_jax.mesh import ONE_DEVICE, Devices, local_copy
-from offload_jax.population import Members, check_alike, member_devices
+from offload_jax.population import Members, check_alike, member_devices, write_members
 from offload_jax.tracking import MetricsFile
 
 Callback = Callable[[dict[str, Row]], None]  # is told the members' rows of one step
@@ -57,6 +57,7 @@ def train_population(
     with ExitStack() as stack:
         stop = stack.enter_context(stop_requests())
         group = [_Member(name, config, Path(folder), stack) for name, config in members.items()]
+        write_members(Path(folder), members)  # last: every member has its settings
         states = _start(group)
         step = int(states.step[0])
         for member in group:
