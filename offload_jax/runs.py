@@ -235,6 +235,11 @@ def _write_end(folder: Path, about: dict[str, Any], step: int, seconds: float) -
     unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts bytes there, KiB elsewhere
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
     about["starts"][-1] |= {"step": step, "seconds": seconds, "peak_memory_mb": peak}
+    save_about(folder, about)
+
+
+def save_about(folder: Path, about: dict[str, Any]) -> None:
+    """Writes run.json."""
     replace_file(folder / "run.json", json.dumps(about, indent=1))
 
 

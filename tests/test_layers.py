@@ -83,7 +83,7 @@ LAYERS = (
     "loop",
     "runs",
     "population",
-    "side_by_side",
+    "population_loop",
     "deploy",  # an island: all of its files stand here
     "export",
     "sweep",

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from offload_jax import cli, runs, side_by_side
+from offload_jax import cli, runs, population_loop
 from offload_jax.config import ConfigError, RunConfig, TrainConfig, to_yaml
 from offload_jax.learner import LearnerConfig
 from offload_jax.networks import NetworkConfig
@@ -78,8 +78,11 @@ def test_members_keep_apart(trained) -> None:
 
 def test_a_member_that_diverges_leaves_the_others_alone(trained) -> None:
     for name in BAD:
-        assert len(read_rows(trained / name / "metrics.jsonl")) < 4
-        assert all(np.isfinite(list(r.values())).all() for r in read_rows(trained / name))
+        rows = read_rows(trained / name / "metrics.jsonl")
+        assert len(rows) < 4
+        assert all(np.isfinite(list(row.values())).all() for row in rows)
+        about = json.loads((trained / name / "run.json").read_text())
+        assert about["diverged"] == len(rows) + 1
 
 
 def test_a_population_goes_on(trained, tmp_path) -> None:
@@ -91,10 +94,10 @@ def test_a_population_goes_on(trained, tmp_path) -> None:
         if rows["a"]["step"] == 2:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    half = side_by_side.train_population(members, folder, [stop_after_two])
+    half = population_loop.train_population(members, folder, [stop_after_two])
     assert [(run.step, run.finished) for run in half.values()] == [(2, False)] * 2
     shutil.rmtree(folder / "b" / "checkpoints" / "2")
-    whole = side_by_side.train_population(members, folder)
+    whole = population_loop.train_population(members, folder)
     for i, name in enumerate("ab"):
         assert [row["step"] for row in whole[name].rows] == [1, 2, 3, 4]
         rows = read_rows(trained / GOOD[i] / "metrics.jsonl")

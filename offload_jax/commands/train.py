@@ -27,7 +27,7 @@ from offload_jax.population import (
     read_members,
 )
 from offload_jax.processes import DistributedConfig
-from offload_jax.side_by_side import train_population
+from offload_jax.population_loop import train_population
 
 Settings = Annotated[TrainConfig, tyro.conf.arg(name="")]
 

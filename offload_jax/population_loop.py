@@ -46,8 +46,8 @@ def train_population(
     """Trains all members, or goes on with those in `folder`, from the newest update they share.
 
     As `runs.train` for each of them, but W&B is left out, and a member that diverges is told of by
-    `warn` and gets no further rows, while the others go on. They are dealt to the devices where
-    their number allows: to as many devices as divide it.
+    `warn` and gets no further rows (nor a result, where it has no checkpoint), while the others go
+    on. They are dealt to the devices: to as many as get equal numbers of them.
 
     Raises ConfigError for settings that are impossible or differ in more than Hyperparameters and
     seed, RunError where all members have diverged.
@@ -70,7 +70,8 @@ def train_population(
         step = _loop(group, learner, traced, states, stop, callbacks, warn)
         for member in group:
             member.finish(step, time.perf_counter() - started)
-    return {m.name: runs.read_result(m.folder, m.config, step) for m in group}
+        learned = [member for member in group if member.checkpoints.latest() is not None]
+    return {m.name: runs.read_result(m.folder, m.config, step) for m in learned}
 
 
 class _Member:
@@ -81,11 +82,17 @@ class _Member:
         self.about = stack.enter_context(runs.claimed(self.folder, config))
         folder = self.folder / "checkpoints"
         self.checkpoints = stack.enter_context(Checkpoints(folder, config.run.keep))
-        self.diverged = False
+        self.diverged = "diverged" in self.about
 
     def open_rows(self, step: int, stack: ExitStack) -> None:
         self.metrics = MetricsFile(self.folder / "metrics.jsonl", up_to_step=step)
         stack.callback(self.metrics.close)
+
+    def diverges(self, step: int) -> None:
+        """It stays in the program, but nothing more is written of it, also when it goes on."""
+        self.diverged = True
+        self.about["diverged"] = step
+        runs.save_about(self.folder, self.about)
 
     def finish(self, step: int, seconds: float) -> None:
         self.checkpoints.wait()
@@ -93,14 +100,21 @@ class _Member:
 
 
 def _start(group: Sequence[_Member]) -> LearnerState:
-    """All members' states, stacked, at the newest update that every one of them has saved."""
-    steps = [member.checkpoints.latest() for member in group]
+    """All members' states, stacked, at the newest update that all have saved.
+
+    Those that diverged start afresh, as ballast.
+    """
     fresh = [runs.initial_state(member.config) for member in group]
-    if None in steps:
+    steps = [member.checkpoints.latest() for member in group if not member.diverged]
+    saved = [step for step in steps if step is not None]
+    if len(saved) < len(steps) or not saved:
         return _stacked(fresh)
-    step = min(step for step in steps if step is not None)
-    pairs = zip(group, fresh, strict=True)
-    return _stacked([member.checkpoints.restore(step, like) for member, like in pairs])
+    step = min(saved)
+    states = [
+        replace(like, step=jnp.int32(step)) if m.diverged else m.checkpoints.restore(step, like)
+        for m, like in zip(group, fresh, strict=True)
+    ]
+    return _stacked(states)
 
 
 def _traced(group: Sequence[_Member]) -> Hyperparameters:
@@ -206,7 +220,7 @@ def _goes_on(member: _Member, row: Row, warn: Callable[[str], None]) -> bool:
     """Whether a member's numbers are finite, and were; says so once where they are not."""
     bad = [name for name, value in row.items() if not np.isfinite(value)]
     if bad and not member.diverged:
-        member.diverged = True
+        member.diverges(int(row["step"]))
         warn(
             f"{member.name} diverged before update {row['step']}: {bad[0]} is {row[bad[0]]}. It "
             "gets no further rows or checkpoints; the others go on."
