@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from offload_jax import cli, runs, population_loop
+from offload_jax import cli, population_loop, runs
 from offload_jax.config import ConfigError, RunConfig, TrainConfig, to_yaml
 from offload_jax.learner import LearnerConfig
 from offload_jax.networks import NetworkConfig

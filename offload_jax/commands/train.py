@@ -26,8 +26,8 @@ from offload_jax.population import (
     is_population,
     read_members,
 )
-from offload_jax.processes import DistributedConfig
 from offload_jax.population_loop import train_population
+from offload_jax.processes import DistributedConfig
 
 Settings = Annotated[TrainConfig, tyro.conf.arg(name="")]
 

@@ -1,0 +1,92 @@
+"""Benchmarks in named parts: each a generator of rows, run on its own, kept in one JSON file."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from benchmarks import suite
+from benchmarks.suite import Row
+from offload_jax.documents import replace_file
+
+Parts: TypeAlias = Mapping[str, Callable[[], Iterator[Row]]]
+Needs: TypeAlias = Mapping[str, tuple[str, str]]  # by part: a module, and the extra it comes with
+
+
+def main(names: Sequence[str], out: Path | None, parts: Parts, needs: Needs | None = None) -> int:
+    """Runs the named parts (all for no name), printing each row and writing after each part.
+
+    Parts that `out` has already, and that are not run, stay in it, with its tables beside it (.md).
+    Returns 0 good, 2 refused.
+    """
+    try:
+        _check(names, out, parts, needs or {})
+    except suite.UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    found: dict[str, Any] = {}
+    if out is not None and out.exists():
+        found = json.loads(out.read_text(encoding="utf-8"))
+    for name in names or parts:
+        rows = []
+        for row in parts[name]():
+            told = ", ".join(f"{_spoken(k)} {_short(k, v)}" for k, v in row.items())
+            print(f"{name}: {told}", flush=True)
+            rows.append(row)
+        found[name] = {"provenance": suite.provenance(), "rows": rows}
+        if out is not None:
+            replace_file(out, json.dumps(found, indent=1) + "\n")
+            replace_file(out.with_suffix(".md"), markdown(found, parts))
+    return 0
+
+
+def _check(names: Sequence[str], out: Path | None, parts: Parts, needs: Needs) -> None:
+    """Refuses before anything is run."""
+    for name in names:
+        if name not in parts:
+            raise suite.UsageError(f"parts has {name!r}; must be among {', '.join(parts)}")
+    for name, (module, extra) in needs.items():
+        if name in (names or parts) and find_spec(module) is None:
+            raise suite.UsageError(
+                f"parts has {name!r}, which needs {module}: pip install 'offload-jax[{extra}]'"
+            )
+    suite.checked_out(out)
+
+
+def markdown(found: Mapping[str, Any], parts: Parts) -> str:
+    """A table for each part."""
+    texts = []
+    for name, part in parts.items():
+        if name not in found:
+            continue
+        rows = found[name]["rows"]
+        about = " ".join((part.__doc__ or "").split())
+        texts.append(f"**{name}.** {about}\n\n{_table(rows)}")
+    return "\n\n".join(texts) + "\n"
+
+
+def _table(rows: Sequence[Row]) -> str:
+    """A line for each row; of a single row, for each of its numbers."""
+    if len(rows) == 1:
+        lines = [["", ""], *([_spoken(key), _short(key, value)] for key, value in rows[0].items())]
+    else:
+        lines = [[_spoken(key) for key in rows[0]]]
+        lines += [[_short(key, value) for key, value in row.items()] for row in rows]
+    lines.insert(1, ["---", *["---:"] * (len(lines[0]) - 1)])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _spoken(key: str) -> str:
+    return key.replace("_", " ") + (" %" if key.startswith("gap_") else "")
+
+
+def _short(key: str, value: Any) -> str:
+    if value is None:
+        return ""
+    if not isinstance(value, float):
+        return f"{value:,}" if isinstance(value, int) else str(value)
+    return f"{100 * value:.3g}" if key.startswith("gap_") else f"{value:.3g}"
