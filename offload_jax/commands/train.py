@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -116,14 +116,14 @@ def _train_population(members: Members, parsed: Arguments) -> int:
     base = next(iter(members.values()))
     if parsed.dry_run:
         check_alike(members)
-        print("\n".join(members))
-        return _dry_run(base)
+        print("".join(f"# member {name}\n" for name in members), end="")
+        return _dry_run(replace(base, run=replace(base.run, devices=1)))
     folder = parsed.run or runs.new_folder(base)
     print(f"population: {folder}, {len(members)} members", flush=True)
     with _Progress(base) as show:
         results = train_population(members, folder, [show.best_of], warn=show.warn, tell=show.tell)
     _rank(results)
-    return max(map(_status, results.values()))
+    return max(map(_status, results.values()), default=130)
 
 
 def _rank(results: dict[str, runs.RunResult]) -> None:
