@@ -58,13 +58,11 @@ def loop(
     validation_gap = validation(config, devices)
     decisions = config.learner.instances * config.learner.samples * config.scenario.max_users
     step, pending, since = int(state.step), [], time.perf_counter()
-    stopping = processes.any_of_all(stop.is_set())
-    while step < updates and not stopping:
+    while step < updates and not processes.any_of_all(stop.is_set()):
         state, metrics = _update(learner, state)
         pending.append(metrics)
         step += 1
         last = step == updates
-        stopping = processes.any_of_all(stop.is_set())
         if step % every.log_every and step % every.eval_every and not last:
             continue
         row = _finite_mean(pending, step)
@@ -82,7 +80,7 @@ def loop(
             checkpoints.save(state, row["gap"])
         report.tell(row)
         pending, since = [], time.perf_counter()
-    if stopping:
+    if processes.any_of_all(stop.is_set()):
         if pending:
             _finite_mean(pending, step)
         checkpoints.save(state)
@@ -109,7 +107,7 @@ def describe_needs(needs: dict[str, Any]) -> str:
     memory = needs["memory_mb_per_device"]
     text = f"{devices} device{'s' * (devices > 1)} ({jax.devices()[0].device_kind})"
     text += f" in {found} processes" if found > 1 else ""
-    return text + (f"; an update needs {memory:,.0f} MB on each" if memory is not None else "")
+    return text + (f"; an update needs {memory:,.1f} MB on each" if memory is not None else "")
 
 
 def validation(config: TrainConfig, devices: Devices) -> Callable[[Any], float]:

@@ -23,7 +23,7 @@ from offload_jax.config import ConfigError, RunConfig, TrainConfig, to_yaml
 from offload_jax.learner import LearnerConfig
 from offload_jax.networks import NetworkConfig
 from offload_jax.processes import DistributedConfig
-from offload_jax.scenario import EdgeScenario
+from offload_jax.scenario import PaperScenario
 from offload_jax.tracking import TrackingConfig, read_rows
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
@@ -34,10 +34,7 @@ TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
 EXACT = ("score", "gain", "best_of_samples", "entropy", "loss", "grad_norm", "gap")
 
 TINY = TrainConfig(
-    # Budgets that bind: every device then searches for the prices of its own instances.
-    scenario=EdgeScenario(
-        num_users=(2, 3), batches=2, servers=1, models=1, budget=0.5, capacity_factor=4.0
-    ),
+    scenario=PaperScenario(num_users=(2, 3)),
     network=NetworkConfig(width=16, layers=1, heads=2),
     learner=LearnerConfig(updates=1000, instances=16, samples=4),
     run=RunConfig(log_every=1, eval_every=2, eval_instances=16),
