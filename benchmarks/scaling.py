@@ -26,7 +26,7 @@ from benchmarks.suite import Row
 from offload_jax.tracking import read_rows
 
 ROOT = Path(__file__).resolve().parents[1]
-UPDATES = 24
+UPDATES = 16
 # Rows of two updates each; the first is left out, for what happens once at the start.
 _WORDS = (
     "--tracking.wandb", "off", "--run.log-every", "2", "--run.eval-every", "1000",
@@ -62,6 +62,7 @@ def devices() -> Iterator[Row]:
                 "efficiency": _rate(rows) / _rate(reference),
                 "largest_difference": _difference(rows, reference),
                 "gap": rows[-1]["gap"],
+                "load": os.getloadavg()[0],
             }
 
 
@@ -77,6 +78,7 @@ def processes() -> Iterator[Row]:
                 "decisions_per_s": _rate(rows),
                 "largest_difference": _difference(rows, reference),
                 "gap": rows[-1]["gap"],
+                "load": os.getloadavg()[0],
             }
 
 

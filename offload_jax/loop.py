@@ -21,10 +21,12 @@ from offload_jax import learner as learning
 from offload_jax import model, processes
 from offload_jax.checkpoint import Checkpoints
 from offload_jax.config import TrainConfig
+from offload_jax.env import EnvConfig
 from offload_jax.evaluation import validation_set
 from offload_jax.instance import Instance
 from offload_jax.learner import Learner, LearnerState, Metrics
 from offload_jax.mesh import ONE_DEVICE, Devices, memory_mb
+from offload_jax.networks import NetworkConfig
 from offload_jax.policies import Policy, greedy_plan
 from offload_jax.tracking import MetricsFile, Mirror
 
@@ -94,10 +96,12 @@ def prepare(learner: Learner, state: LearnerState) -> dict[str, Any]:
 
 def needs_of(program: jax.stages.Lowered, devices: Devices) -> dict[str, Any]:
     """Compiles a program; what it runs on and needs, for run.json and the first line of a run."""
+    memory = memory_mb(program.compile())
+    processes.any_of_all(False)  # compiling takes some longer, and a first collective waits 30 s
     return {
         "devices": devices.count,
         "processes": jax.process_count(),
-        "memory_mb_per_device": memory_mb(program.compile()),
+        "memory_mb_per_device": memory,
     }
 
 
@@ -115,12 +119,8 @@ def validation(config: TrainConfig, devices: Devices) -> Callable[[Any], float]:
     instances, best = validation_instances(config)
     if config.run.eval_instances % devices.count:
         devices = ONE_DEVICE  # every device evaluates all of them
-
-    def spread_gap(params: Any, instances: Instance, best: Array) -> Array:
-        return devices.mean(mean_gap(config, params, *devices.mine((instances, best), axis=-1)))
-
-    program = jax.jit(devices.spread(spread_gap))
-    return lambda params: float(program(params, instances, best))
+    network, env = config.network, config.to_env()
+    return lambda params: float(_spread_gap(network, env, devices, params, instances, best))
 
 
 def validation_instances(config: TrainConfig) -> tuple[Instance, Float[Array, "instances"]]:
@@ -129,12 +129,31 @@ def validation_instances(config: TrainConfig) -> tuple[Instance, Float[Array, "i
     return validation_set(config.scenario, config.run.eval_instances, key, config.splits)
 
 
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _spread_gap(
+    network: NetworkConfig,
+    env: EnvConfig,
+    devices: Devices,
+    params: Any,
+    instances: Instance,
+    best: Float[Array, "instances"],
+) -> Float[Array, ""]:
+    def gap(params: Any, instances: Instance, best: Array) -> Array:
+        own = devices.mine((instances, best), axis=-1)
+        return devices.mean(mean_gap(network, env, params, *own))
+
+    return devices.spread(gap)(params, instances, best)
+
+
 def mean_gap(
-    config: TrainConfig, params: Any, instances: Instance, best: Float[Array, "instances"]
+    network: NetworkConfig,
+    env: EnvConfig,
+    params: Any,
+    instances: Instance,
+    best: Float[Array, "instances"],
 ) -> Float[Array, ""]:
     """The greedy policy's mean gap to the gains `best`."""
-    policy = Policy(params, config.network, config.to_env())
-    return jnp.mean(model.gap(best, greedy_plan(policy, instances)[1]))
+    return jnp.mean(model.gap(best, greedy_plan(Policy(params, network, env), instances)[1]))
 
 
 def _finite_mean(metrics: list[Metrics], step: int) -> Row:

@@ -14,11 +14,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from offload_jax import learner as learning
 from offload_jax import runs
 from offload_jax.checkpoint import Checkpoints
 from offload_jax.config import TrainConfig
+from offload_jax.env import EnvConfig
+from offload_jax.instance import Instance
 from offload_jax.learner import Hyperparameters, Learner, LearnerState, Metrics
 from offload_jax.loop import (
     Row,
@@ -30,6 +33,7 @@ from offload_jax.loop import (
     validation_instances,
 )
 from offload_jax.mesh import ONE_DEVICE, Devices, local_copy
+from offload_jax.networks import NetworkConfig
 from offload_jax.population import Members, check_alike, member_devices, write_members
 from offload_jax.tracking import MetricsFile
 
@@ -144,9 +148,22 @@ def _validation(group: Sequence[_Member], devices: Devices) -> Callable[[Any], n
     config = group[0].config
     of_seed = {m.config.seed: m.config for m in group}
     sets = {seed: validation_instances(config) for seed, config in of_seed.items()}
-    instances, best = devices.deal(_stacked([sets[m.config.seed] for m in group]))
-    program = jax.jit(devices.spread_members(jax.vmap(partial(mean_gap, config))))
-    return lambda params: np.asarray(program(params, instances, best), float)
+    dealt = devices.deal(_stacked([sets[m.config.seed] for m in group]))
+    network, env = config.network, config.to_env()
+    return lambda params: np.asarray(_gaps(network, env, devices, params, *dealt), float)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _gaps(
+    network: NetworkConfig,
+    env: EnvConfig,
+    devices: Devices,
+    params: Any,
+    instances: Instance,
+    best: Float[Array, "members instances"],
+) -> Float[Array, "members"]:
+    of_members = jax.vmap(partial(mean_gap, network, env))
+    return devices.spread_members(of_members)(params, instances, best)
 
 
 def _loop(
@@ -159,10 +176,12 @@ def _loop(
     warn: Callable[[str], None],
 ) -> int:
     """Updates until all are made or `stop` is set; how many there are then."""
-    every, updates = group[0].config.run, learner.config.updates
+    every, updates, step = group[0].config.run, learner.config.updates, int(states.step[0])
+    if step >= updates:
+        return step
     validation_gaps = _validation(group, learner.devices)
     decisions = learner.config.instances * learner.config.samples * learner.scenario.max_users
-    step, pending, since = int(states.step[0]), [], time.perf_counter()
+    pending, since = [], time.perf_counter()
     while step < updates and not stop.is_set():
         states, metrics = _update_all(learner, traced, states)
         pending.append(metrics)

@@ -76,6 +76,7 @@ def started(config: DistributedConfig) -> Iterator[None]:
             f"distributed.coordinator is {config.coordinator!r}; must be where process 0 listens "
             f"({str(error).splitlines()[0][:200]})"
         ) from None
+    any_of_all(False)  # connects them: later on they wait for each other however long it takes
     yield
     # Not after an error: the others may wait for this process elsewhere, and end when it is gone.
     jax.distributed.shutdown()

@@ -1,4 +1,7 @@
-"""Many devices and processes: the same learning curve as on one, on virtual devices."""
+"""Many devices and processes: the same learning curve as on one, on virtual devices.
+
+The plain tests make single updates; the slow ones whole runs: `pytest -m slow tests/test_mesh.py`.
+"""
 
 from __future__ import annotations
 
@@ -10,164 +13,144 @@ import socket
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
+from test_runs import tiny
 
 from offload_jax import learner as learning
 from offload_jax import loop, processes, runs
-from offload_jax.config import ConfigError, RunConfig, TrainConfig, to_yaml
-from offload_jax.learner import LearnerConfig
-from offload_jax.networks import NetworkConfig
+from offload_jax.config import ConfigError, to_yaml
 from offload_jax.processes import DistributedConfig
-from offload_jax.scenario import PaperScenario
-from offload_jax.tracking import TrackingConfig, read_rows
+from offload_jax.tracking import read_rows
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 ROOT = Path(__file__).resolve().parents[1]
-STOP = 4  # updates that every run makes, of many: all have one learning rate schedule
+TINY = tiny(4)
+WIDE = replace(TINY, learner=replace(TINY.learner, instances=16))  # for eight devices
 # Of the metrics, after some updates: only the order of sums differs, and it is float32.
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
-EXACT = ("score", "gain", "best_of_samples", "entropy", "loss", "grad_norm", "gap")
-
-TINY = TrainConfig(
-    scenario=PaperScenario(num_users=(2, 3)),
-    network=NetworkConfig(width=16, layers=1, heads=2),
-    learner=LearnerConfig(updates=1000, instances=16, samples=4),
-    run=RunConfig(log_every=1, eval_every=2, eval_instances=16),
-    tracking=TrackingConfig(wandb="off"),
-)
+EXACT = ("score", "gain", "best_of_samples", "entropy", "loss", "grad_norm")
 
 
 def child(words: list[str], devices: int) -> subprocess.Popen[str]:
     """A process with some virtual devices; jax only makes them when it starts."""
     flags = f"--xla_force_host_platform_device_count={devices}"
     environment = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, *words]
-    return subprocess.Popen(
-        command,
-        env=environment,
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    command, pipe = [sys.executable, *words], subprocess.PIPE
+    return subprocess.Popen(command, env=environment, cwd=ROOT, stdout=pipe, stderr=pipe, text=True)
 
 
-def until(done, process: subprocess.Popen[str], seconds: float = 200) -> None:
-    deadline = time.monotonic() + seconds
-    while not done():
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+def ends(*children: subprocess.Popen[str], seconds: float = 250) -> list[tuple[int, str, str]]:
+    """(status, output, errors) of each; gloo's own lines are left out of the output."""
+    try:
+        texts = [process.communicate(timeout=seconds) for process in children]
+    finally:
+        for process in children:
+            process.kill()
+    said = ["".join(x for x in out.splitlines(True) if "[Gloo]" not in x) for out, _ in texts]
+    pairs = zip(children, said, texts, strict=True)
+    return [(process.returncode, out, error) for process, out, (_, error) in pairs]
 
 
-def stopping(row: loop.Row) -> None:
-    if row["step"] == STOP:
-        os.kill(os.getpid(), signal.SIGTERM)
+def findings(*children: subprocess.Popen[str]) -> list[dict[str, Any]]:
+    """The JSON that each printed last."""
+    found = ends(*children)
+    assert [status for status, _, _ in found] == [0] * len(children), found
+    return [json.loads(out.splitlines()[-1]) for _, out, _ in found]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("mesh")
-    (folder / "tiny.yaml").write_text(to_yaml(TINY))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def one(folder) -> runs.RunResult:
-    """One device, in this process."""
-    return runs.train(TINY, [stopping], folder / "one")
-
-
-@pytest.fixture(scope="module")
-def eight(folder) -> dict:
-    """Eight virtual devices of one process."""
-    words = ["tests/eight_devices.py", str(folder / "tiny.yaml"), str(folder / "eight"), str(STOP)]
-    process = child(words, 8)
-    out, error = process.communicate(timeout=250)
-    assert process.returncode == 0, error
-    return json.loads(out.splitlines()[-1])
-
-
-@pytest.fixture(scope="module")
-def pair(folder) -> list[tuple[int, str, str]]:
-    """Two processes of four devices each; the second one gets SIGTERM. (status, output, errors)."""
+def free_address() -> str:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    words = ["train.py", "--config", str(folder / "tiny.yaml"), "--run", str(folder / "pair")]
-    words += ["--distributed.coordinator", address, "--distributed.processes", "2"]
-    both = [child([*words, "--distributed.process", str(i)], 4) for i in range(2)]
-    try:
-        until(lambda: len(read_rows(folder / "pair" / "metrics.jsonl")) >= STOP, both[0])
-        both[1].send_signal(signal.SIGTERM)
-        ends = [process.communicate(timeout=100) for process in both]
-    finally:
-        for process in both:
-            process.kill()
-    return [(process.returncode, *end) for process, end in zip(both, ends, strict=True)]
+        return f"127.0.0.1:{free.getsockname()[1]}"
 
 
-def assert_same_curve(mine: Path, other: Path) -> None:
-    """The first rows of two runs, each step once."""
-    left, right = (read_rows(path / "metrics.jsonl") for path in (mine, other))
-    assert [row["step"] for row in left[:STOP]] == list(range(1, STOP + 1))
-    for row, reference in zip(left[:STOP], right[:STOP], strict=True):
+def written(config, folder: Path) -> str:
+    path = folder / "config.yaml"
+    path.write_text(to_yaml(config))
+    return str(path)
+
+
+def assert_same_curve(mine: list[dict], theirs: list[dict]) -> None:
+    assert len(mine) == len(theirs)
+    for row, other in zip(mine, theirs, strict=True):
         for name in EXACT:
-            assert (name in row) == (name in reference)
-            if name in row:
-                np.testing.assert_allclose(row[name], reference[name], **TOLERANCE, err_msg=name)
+            np.testing.assert_allclose(row[name], other[name], **TOLERANCE, err_msg=name)
 
 
-def test_eight_devices_learn_as_one(folder, one, eight) -> None:
-    assert eight["devices"] == 8
-    assert_same_curve(folder / "eight", folder / "one")
-    policy = runs.load_policy(folder / "eight", "latest")  # on this process's one device
-    pairs = zip(*map(jax.tree.leaves, (policy.params, one.policy.params)), strict=True)
-    assert all(mine.shape == theirs.shape for mine, theirs in pairs)
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory) -> list[dict[str, Any]]:
+    """Two processes of two devices each."""
+    source, address = written(TINY, tmp_path_factory.mktemp("pair")), free_address()
+    words = ["tests/spread.py", "updates", source, address]
+    return findings(*(child([*words, str(i)], 2) for i in range(2)))
 
 
-def test_only_sums_travel(eight) -> None:
-    """No array of the batch is gathered; a gradient, a count and the metrics are summed."""
-    assert eight["collectives"] == ["all-reduce"] * 3
+def test_two_processes_learn_as_one(pair) -> None:
+    learner, state, rows = TINY.to_learner(), runs.initial_state(TINY), []
+    for _ in range(TINY.learner.updates):
+        state, metrics = loop._update(learner, state)
+        rows.append(asdict(jax.device_get(metrics)))
+    assert_same_curve(pair[0]["rows"], rows)
+    assert pair[0]["rows"] == pair[1]["rows"]
+    assert pair[0]["needs"]["memory_mb_per_device"] > 0
+    text = loop.describe_needs(pair[0]["needs"])
+    assert text.startswith("4 devices (cpu) in 2 processes; an update needs ")
 
 
-def test_what_a_run_needs_is_told(folder, eight) -> None:
-    [line] = eight["told"]
-    assert line.startswith("8 devices (cpu); an update needs ")
-    [start] = json.loads((folder / "eight" / "run.json").read_text())["starts"]
-    assert (start["devices"], start["processes"]) == (8, 1)
-    assert start["memory_mb_per_device"] > 0
+def test_two_processes_agree(pair) -> None:
+    for found in pair:
+        assert found["stops"] == [False, True]
+        assert found["text"] == "said by 0"
+        assert "config is 'nowhere'; must be a YAML file" in found["refused"]
 
 
-def test_what_cannot_be_spread_is_refused(eight) -> None:
-    assert "learner.instances is 8; must be divisible by" in eight["few"]
-    assert "minibatches x devices (2 x 8)" in eight["few"]
-    assert eight["many"] == "run.devices is 9; must be in 1..8, the cpu devices found"
+def test_only_sums_travel(tmp_path) -> None:
+    """No array of the batch is gathered: a gradient, a count and the metrics are summed."""
+    [found] = findings(child(["tests/spread.py", "trace", written(WIDE, tmp_path)], 8))
+    assert found["devices"] == 8
+    assert found["collectives"] == ["all_reduce"] * 3
+    assert "learner.instances is 8; must be divisible by" in found["few"]
+    assert "minibatches x devices (2 x 8)" in found["few"]
+    assert found["many"] == "run.devices is 9; must be in 1..8, the cpu devices found"
 
 
-def test_a_run_goes_on_with_fewer_devices(folder, one, eight, tmp_path) -> None:
-    """From update 2 of the eight devices, on one."""
-    copy = Path(shutil.copytree(folder / "eight", tmp_path / "copy"))
-    shutil.rmtree(copy / "checkpoints" / str(STOP))
-    runs.train(TINY, [stopping], copy)
-    assert_same_curve(copy, folder / "one")
-
-
-def test_two_processes_are_one(folder, eight, pair) -> None:
-    """The same curve as 1 x 8; one of them writes and talks; both stop at one update."""
-    assert_same_curve(folder / "pair", folder / "eight")
-    (first, out, _), (second, silent, _) = pair
-    assert (first, second) == (130, 130)
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_whole_runs_on_eight_devices(tmp_path) -> None:
+    """1 x 8 and 2 x 4 devices: one curve, rows once; both stop at one update, and go on on one."""
+    source, one = written(WIDE, tmp_path), runs.train(WIDE, folder=tmp_path / "one")
+    eight, four = tmp_path / "eight", tmp_path / "four"
+    words = ["train.py", "--config", source, "--run"]
+    [(status, out, error)] = ends(child([*words, str(eight)], 8))
+    assert status == 0, error
+    assert "8 devices (cpu); an update needs " in out
+    assert_same_curve(read_rows(eight / "metrics.jsonl"), one.rows)
+    runs.load_policy(eight, "latest")  # on this process's one device
+    together = ["--distributed.coordinator", free_address(), "--distributed.processes", "2"]
+    words = [*words, str(four), *together, "--distributed.process"]
+    both = [child([*words, str(i)], 4) for i in range(2)]
+    deadline = time.monotonic() + 400
+    while not read_rows(four / "metrics.jsonl"):
+        assert both[0].poll() is None, both[0].communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    both[1].send_signal(signal.SIGTERM)
+    (first, out, error), (second, silent, _) = ends(*both)
+    rows = read_rows(four / "metrics.jsonl")
+    assert (first, second) == ((130, 130) if len(rows) < 4 else (0, 0)), error
     assert "8 devices (cpu) in 2 processes" in out
     assert silent == ""
-    steps = [row["step"] for row in read_rows(folder / "pair" / "metrics.jsonl")]
-    assert steps == list(range(1, len(steps) + 1))
-    assert runs.load_policy(folder / "pair", "latest").source.endswith(f"update {steps[-1]}")
+    assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))
+    assert_same_curve(rows, one.rows[: len(rows)])
+    for step in ("3", "4"):
+        shutil.rmtree(four / "checkpoints" / step, ignore_errors=True)
+    assert_same_curve(runs.train(WIDE, folder=four).rows, one.rows)
 
 
 @pytest.mark.fast
