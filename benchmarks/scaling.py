@@ -128,9 +128,13 @@ def _run(
         started.append(
             subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
         )
-    for child in started:
-        if child.wait() != 0:
-            raise RuntimeError(f"{' '.join(words)} ended with status {child.returncode}")
+    try:
+        for child in started:
+            if child.wait() != 0:
+                raise RuntimeError(f"{' '.join(words)} ended with status {child.returncode}")
+    finally:
+        for child in started:
+            child.kill()
     return read_rows(folder / "metrics.jsonl")
 
 
