@@ -87,6 +87,7 @@ def test_it_learns_the_probes(school):
     assert first_gain[1] < gain[1] - 1
 
 
+@pytest.mark.slow  # CPUs compute in bfloat16 slowly
 def test_it_learns_in_bfloat16():
     """The same optima; everything outside the network is still float32."""
     learner = replace(SETTINGS["shared"], network=replace(SMALL, dtype="bfloat16"))

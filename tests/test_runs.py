@@ -139,7 +139,7 @@ def test_divergence_is_named(copied, monkeypatch) -> None:
         state, metrics = update(learner, state)
         return state, replace(metrics, loss=metrics.loss * np.nan)
 
-    monkeypatch.setattr(loop, "_update", nan_loss)
+    monkeypatch.setattr(loop, "_update", jax.jit(nan_loss, static_argnums=0))
     with pytest.raises(RunError, match=r"diverged before update 5: loss is nan.*lower learner\.lr"):
         runs.train(tiny(6), folder=copied)
     assert runs.load_policy(copied, "latest").source.endswith("update 4")
