@@ -138,7 +138,7 @@ class Checkpoints:
         warn: Callable[[str], None] = print,
         on_saved: Callable[[Path, int, list[str]], None] | None = None,
     ) -> None:
-        """Opens or creates `folder`, which nobody else may write to meanwhile.
+        """Opens or creates `folder`, which no other run may write to meanwhile.
 
         `keep` newest ones stay, and the best; `about` goes into each. Damaged ones are moved to
         `quarantine` beside the folder, and `warn` is told. `on_saved` is told of each that is on
@@ -147,9 +147,10 @@ class Checkpoints:
         """
         self.folder, self.keep, self._about = folder.resolve(), keep, dict(about or {})
         self._on_saved = on_saved
+        self._first = jax.process_index() == 0  # of several processes one moves and removes
         self.good, bad = examine(self.folder)
         _refuse_if_all(bad, self.good)
-        for path, reason in bad.items():
+        for path, reason in bad.items() if self._first else ():
             moved = _quarantined(path)
             warn(
                 f"checkpoint {path.name} is damaged ({reason}); moved to {moved}; the newest good "
@@ -168,6 +169,10 @@ class Checkpoints:
         """The checkpoint to go on from."""
         return self.good[-1] if self.good else None
 
+    def at(self, step: int) -> Saved:
+        """The good checkpoint of a step. Raises KeyError where there is none."""
+        return {saved.step: saved for saved in self.good}[step]
+
     def save(self, state: LearnerState, gap: float | None = None, **about: Any) -> None:
         """Saves in the background under the state's step; `gap` ranks it, `about` is kept with it.
 
@@ -178,7 +183,14 @@ class Checkpoints:
         self.wait()
         if self.good and self.good[-1].step >= step:
             return
-        about = {**self._about, **about, "step": step, "gap": gap, "arrays": _arrays(state)}
+        about = {
+            "since_row": [],
+            **self._about,
+            **about,
+            "step": step,
+            "gap": gap,
+            "arrays": _arrays(state),
+        }
         args = self._orbax.args
         items = args.Composite(state=args.StandardSave(state), about=args.JsonSave(about))
         self._written(lambda: self._manager.save(step, args=items))
@@ -203,7 +215,8 @@ class Checkpoints:
         """Removes all but the newest few and the best."""
         stay = [*self.good[-self.keep :], best(self.good)]
         for saved in [saved for saved in self.good if saved not in stay]:
-            _remove(saved.path)
+            if self._first:
+                _remove(saved.path)
         self.good = [saved for saved in self.good if saved in stay]
 
     def _written(self, write: Callable[[], object]) -> None:
@@ -212,7 +225,7 @@ class Checkpoints:
         except Exception as error:
             with contextlib.suppress(Exception):  # which would tell of the same failure for ever
                 self._manager.close()
-            for path in self.folder.glob(f"*{_UNFINISHED}"):
+            for path in self.folder.glob(f"*{_UNFINISHED}") if self._first else ():
                 _remove(path)
             _, self._manager = _manager(self.folder)
             raise CheckpointError(

@@ -14,6 +14,7 @@ from pydantic import Discriminator, TypeAdapter, ValidationError
 from offload_jax.checks import Checks
 from offload_jax.env import EnvConfig, EpisodeConfig
 from offload_jax.learner import Learner, LearnerConfig
+from offload_jax.mesh import ONE_DEVICE, Devices, find_devices
 from offload_jax.networks import NetworkConfig
 from offload_jax.scenario import SCENARIOS, EdgeScenario, PaperScenario
 from offload_jax.splits import SplitsConfig
@@ -38,6 +39,7 @@ class RunConfig:
     save_s: float = 60.0  # seconds after which the state is saved between evaluations, too
     not_finite: NotFinite = "stop"  # an update with NaN or infinity: stop, or skip it and go on
     failed_save: FailedSave = "stop"  # a full disk: stop, or go on and save what was not later
+    devices: int | None = None  # over which the instances are spread; default: all there are
 
     def validate(self) -> None:
         """Raises ValueError naming the field and the allowed values."""
@@ -46,6 +48,8 @@ class RunConfig:
         check.positive("save_s")
         check.one_of("not_finite", get_args(NotFinite))
         check.one_of("failed_save", get_args(FailedSave))
+        if self.devices is not None:
+            check.counts("devices")
 
 
 @dataclass(frozen=True)
@@ -80,9 +84,24 @@ class TrainConfig:
         """The environment's static choices: its episodes, and its splits."""
         return EnvConfig(self.env.order, self.env.reward, self.splits)
 
-    def to_learner(self) -> Learner:
+    def to_learner(self, devices: Devices = ONE_DEVICE) -> Learner:
         """The static part of training."""
-        return Learner(self.scenario, self.to_env(), self.network, self.learner)
+        return Learner(self.scenario, self.to_env(), self.network, self.learner, devices)
+
+    def find_devices(self) -> Devices:
+        """What to train on. Raises ConfigError where the instances cannot be spread over it."""
+        try:
+            devices = find_devices(self.run.devices)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+        parts = self.learner.minibatches * devices.count
+        if devices.count > 1 and self.learner.instances % parts:
+            raise ConfigError(
+                f"learner.instances is {self.learner.instances}; must be divisible by "
+                f"learner.minibatches x devices ({self.learner.minibatches} x {devices.count}). "
+                "Fewer devices: --run.devices"
+            )
+        return devices
 
 
 def preset_folder() -> Path:

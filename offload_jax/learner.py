@@ -1,9 +1,13 @@
-"""The learner: sample instances, roll out, estimate advantages, update by PPO."""
+"""The learner: sample instances, roll out, estimate advantages, update by PPO.
+
+Inside an update arrays have this device's share of the instances; on one device that is all.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any, Literal, get_args
 
 import jax
@@ -17,8 +21,9 @@ from offload_jax.checks import Checks
 from offload_jax.env import EnvConfig, State, reset
 from offload_jax.features import describe, local_time, observe
 from offload_jax.instance import Instance
+from offload_jax.mesh import ONE_DEVICE, Devices
 from offload_jax.networks import ActorCritic, NetworkConfig
-from offload_jax.rollout import Transition, decode, encode, sample_action, unroll
+from offload_jax.rollout import Transition, decode, encode, inverse_cdf, unroll
 from offload_jax.scenario import Scenario
 from offload_jax.types import Key
 
@@ -26,9 +31,21 @@ Baseline = Literal["shared", "critic"]
 Parts = dict[str, Float[Array, ""]]  # of the loss, by the name of their metric
 
 
+@struct.dataclass
+class Hyperparameters:
+    """The settings that may differ within a population: traced, while all others are static."""
+
+    lr: Float[Array, ""] | float
+    max_grad_norm: Float[Array, ""] | float
+    clip: Float[Array, ""] | float
+    entropy: Float[Array, ""] | float
+    value: Float[Array, ""] | float
+    gae_decay: Float[Array, ""] | float
+
+
 @dataclass(frozen=True)
 class LearnerConfig:
-    """Settings of the learner."""
+    """Settings of the learner; those also in Hyperparameters are traced, the others static."""
 
     baseline: Baseline = "shared"  # shared: the other samples of the instance; critic: GAE
     updates: int = 400
@@ -42,6 +59,10 @@ class LearnerConfig:
     entropy: float = 0.01  # weight of the entropy bonus, falls to 0 linearly
     value: float = 0.5  # weight of the critic's error (critic baseline only)
     gae_decay: float = 1.0  # lambda of GAE (critic baseline only)
+
+    def hyperparameters(self) -> Hyperparameters:
+        """The traced settings."""
+        return Hyperparameters(**{f.name: getattr(self, f.name) for f in fields(Hyperparameters)})
 
     def validate(self) -> None:
         """Raises ValueError naming the field and the allowed values."""
@@ -93,20 +114,28 @@ class Learner:
     env: EnvConfig
     network: NetworkConfig
     config: LearnerConfig
+    devices: Devices = ONE_DEVICE
+    traced: Hyperparameters | None = None  # instead of the config's; only inside a trace
+
+    @property
+    def hyperparameters(self) -> Hyperparameters:
+        return self.config.hyperparameters() if self.traced is None else self.traced
 
     def module(self) -> ActorCritic:
         return ActorCritic(self.network)
 
     def optimizer(self) -> optax.GradientTransformation:
-        config = self.config
+        config, traced = self.config, self.hyperparameters
         steps = config.updates * config.epochs * config.minibatches
-        rate = optax.cosine_decay_schedule(config.lr, steps)
-        return optax.chain(optax.clip_by_global_norm(config.max_grad_norm), optax.adam(rate))
+        rate = optax.cosine_decay_schedule(traced.lr, steps)
+        return optax.chain(optax.clip_by_global_norm(traced.max_grad_norm), optax.adam(rate))
 
 
-def sample_instances(scenario: Scenario, key: Key, count: int) -> Instance:
-    """`count` fresh instances, the batch last."""
-    return jax.vmap(scenario.sample, out_axes=-1)(jax.random.split(key, count))
+def sample_instances(
+    scenario: Scenario, key: Key, count: int, devices: Devices = ONE_DEVICE
+) -> Instance:
+    """This device's share of `count` fresh instances, the batch last."""
+    return jax.vmap(scenario.sample, out_axes=-1)(devices.mine(jax.random.split(key, count)))
 
 
 def init(learner: Learner, key: Key) -> LearnerState:
@@ -123,26 +152,22 @@ def update(learner: Learner, state: LearnerState) -> tuple[LearnerState, Metrics
     """One update: collect trajectories, estimate advantages, some passes of PPO.
 
     Where an observation, reward, gradient or parameter is not finite, the state stays as it was.
+    Spread over `learner.devices`, whose number must divide the rows of `shuffle`.
     """
+    return learner.devices.spread(partial(_update, learner))(state)
+
+
+def _update(learner: Learner, state: LearnerState) -> tuple[LearnerState, Metrics]:
     key, sample_key, roll_key, shuffle_key = jax.random.split(state.key, 4)
     instances, final, batch = collect(learner, state.params, sample_key, roll_key)
     targets = advantages(learner, instances, final, batch)
     updated, parts = optimize(learner, state, instances, batch, targets, shuffle_key)
-    sound = all_finite((batch.observation, batch.reward, parts, updated.params, updated.optimizer))
-    metrics = summarize(learner, instances, final, parts, sound)
+    numbers = (batch.observation, batch.reward, parts, updated.params, updated.optimizer)
+    sound = learner.devices.sum(1.0 - all_finite(numbers)) == 0
+    metrics = learner.devices.mean(summarize(learner, instances, final, parts))
     updated = replace(updated, key=key, step=state.step + 1)
-    return jax.tree.map(lambda new, old: jnp.where(sound, new, old), updated, state), metrics
-
-
-def collect(
-    learner: Learner, params: Any, sample_key: Key, roll_key: Key
-) -> tuple[Instance, State, Transition]:
-    """Fresh instances, and the final states and decisions of trajectories of them."""
-    instances = sample_instances(learner.scenario, sample_key, learner.config.instances)
-    samples, module = learner.config.samples, learner.module()
-    final, batch = unroll(module, params, instances, samples, roll_key, sample_action, learner.env)
-    assert batch is not None  # recorded
-    return instances, final, batch
+    state = jax.tree.map(lambda new, old: jnp.where(sound, new, old), updated, state)
+    return state, Metrics(**metrics, sound=sound)
 
 
 def skip(state: LearnerState) -> LearnerState:
@@ -154,6 +179,23 @@ def all_finite(tree: Any) -> Bool[Array, ""]:
     """Whether every number of a tree is finite; what holds no floats counts as finite."""
     floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in floats]))
+
+
+def collect(
+    learner: Learner, params: Any, sample_key: Key, roll_key: Key
+) -> tuple[Instance, State, Transition]:
+    """Fresh instances, and the final states and decisions of trajectories of them."""
+    config, devices = learner.config, learner.devices
+    instances = sample_instances(learner.scenario, sample_key, config.instances, devices)
+
+    def choose(logits: Array, key: Key) -> Array:
+        draws = jax.random.uniform(key, (config.instances, config.samples, 1))
+        return inverse_cdf(logits, devices.mine(draws))
+
+    samples, module = config.samples, learner.module()
+    final, batch = unroll(module, params, instances, samples, roll_key, choose, learner.env)
+    assert batch is not None  # recorded
+    return instances, final, batch
 
 
 @struct.dataclass
@@ -179,7 +221,7 @@ def advantages(learner: Learner, instances: Instance, final: State, batch: Trans
 
     def one_stream(rewards: Array, values: Array, free: Array) -> tuple[Array, Array]:
         values = losses.forced_values(values, rewards, free)
-        advantage = losses.generalized_advantage(rewards, values, learner.config.gae_decay)
+        advantage = losses.generalized_advantage(rewards, values, learner.hyperparameters.gae_decay)
         return advantage, advantage + values
 
     over_streams = jax.vmap(jax.vmap(one_stream, in_axes=1, out_axes=1), in_axes=1, out_axes=1)
@@ -208,17 +250,34 @@ def optimize(
         (_, parts), grads = jax.value_and_grad(loss, argnums=1, has_aux=True)(
             learner, params, picked, *part, progress
         )
+        grads, parts = learner.devices.sum((grads, parts))
         parts["grad_norm"] = optax.tree.norm(grads)
         changes, opt_state = optimizer.update(grads, opt_state, params)
         return (optax.apply_updates(params, changes), opt_state), parts
 
     def one_pass(carry: Any, key: Key) -> tuple[Any, dict[str, Array]]:
-        order = jax.random.permutation(key, config.instances).reshape(config.minibatches, -1)
-        return jax.lax.scan(step, carry, order)
+        order = shuffle(key, config.instances, config.minibatches)
+        return jax.lax.scan(step, carry, _own(order, learner.devices))
 
     start = (state.params, state.optimizer)
     (params, opt_state), parts = jax.lax.scan(one_pass, start, jax.random.split(key, config.epochs))
     return replace(state, params=params, optimizer=opt_state), jax.tree.map(jnp.mean, parts)
+
+
+def shuffle(key: Key, instances: int, minibatches: int) -> Int[Array, "minibatches part"]:
+    """Minibatches of instances: of each row of neighbours, one goes into every minibatch.
+
+    So whole rows can stay on their device, whatever the number of devices. Instances are drawn
+    independently, so their rows are as good as random ones.
+    """
+    row = jnp.arange(instances).reshape(-1, minibatches)
+    return jax.random.permutation(key, row, axis=1, independent=True).T
+
+
+def _own(order: Int[Array, "minibatches part"], devices: Devices) -> Int[Array, "minibatches own"]:
+    """A device's share of every minibatch, as indices into its own instances."""
+    own = devices.mine(order, axis=1)
+    return own - jnp.min(own)
 
 
 def loss(
@@ -229,22 +288,25 @@ def loss(
     targets: Targets,
     progress: Float[Array, ""],
 ) -> tuple[Float[Array, ""], Parts]:
-    """PPO's loss of recorded decisions under new parameters; the second result holds its parts."""
-    config, network = learner.config, learner.module()
+    """PPO's loss of recorded decisions under new parameters; the second result holds its parts.
+
+    Means over the decisions of all devices, of which this device contributes its own summands.
+    """
+    traced, network = learner.hyperparameters, learner.module()
     encoding = encode(network, params, instances)
     logits, values = jax.vmap(lambda seen: decode(network, params, encoding, seen))(
         batch.observation
     )
     log_ratio = _map3(losses.log_prob)(logits, batch.action) - batch.log_prob
     real = batch.real.astype(values.dtype)
-    count = jnp.maximum(jnp.sum(real), 1)
-    surrogate = losses.clipped_surrogate(log_ratio, targets.advantage, config.clip)
+    count = jnp.maximum(learner.devices.sum(jnp.sum(real)), 1)
+    surrogate = losses.clipped_surrogate(log_ratio, targets.advantage, traced.clip)
     policy_loss = jnp.sum(surrogate * real) / count
     entropy = jnp.sum(_map3(losses.entropy)(logits) * real) / count
     error = jnp.sum(losses.value_error(values, targets.value) * real) / count
-    total = policy_loss - config.entropy * (1 - progress) * entropy
-    if config.baseline == "critic":
-        total = total + config.value * error
+    total = policy_loss - traced.entropy * (1 - progress) * entropy
+    if learner.config.baseline == "critic":
+        total = total + traced.value * error
     return total, {"loss": total, "entropy": entropy, "value_error": error}
 
 
@@ -253,18 +315,15 @@ def _map3(f: Callable[..., Array]) -> Callable[..., Array]:
     return jax.vmap(jax.vmap(jax.vmap(f)))
 
 
-def summarize(
-    learner: Learner, instances: Instance, final: State, parts: Parts, sound: Bool[Array, ""]
-) -> Metrics:
-    """The update's metrics."""
+def summarize(learner: Learner, instances: Instance, final: State, parts: Parts) -> Parts:
+    """The update's metrics by name, `sound` left out."""
     users = model.num_real_users(instances)
     gains = final.gain.reshape(-1, learner.config.samples)
     share = gains / (local_time(instances) * users)[:, None]
     base = model.score(instances, model.objective_denied(instances))
-    return Metrics(
-        score=jnp.mean(base[:, None] + 0.1 * gains / users[:, None]),
-        gain=jnp.mean(share),
-        best_of_samples=jnp.mean(jnp.max(share, axis=1)),
-        sound=sound,
+    return {
+        "score": jnp.mean(base[:, None] + 0.1 * gains / users[:, None]),
+        "gain": jnp.mean(share),
+        "best_of_samples": jnp.mean(jnp.max(share, axis=1)),
         **parts,
-    )
+    }

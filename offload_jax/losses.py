@@ -20,7 +20,7 @@ def leave_one_out(returns: Float[Array, "samples"]) -> Float[Array, "samples"]:
 
 
 def generalized_advantage(
-    rewards: Float[Array, "steps"], values: Float[Array, "steps"], decay: Scalar | float
+    rewards: Float[Array, "steps"], values: Float[Array, "steps"], decay: Float[Array, ""] | float
 ) -> Float[Array, "steps"]:
     """GAE(1, decay) of a whole episode that ends after the last step (Schulman et al. 2016).
 
@@ -58,7 +58,9 @@ def forced_values(
     return jax.lax.scan(back, start, (values, rewards, free), reverse=True)[1]
 
 
-def clipped_surrogate(log_ratio: Scalar, advantage: Scalar, clip: Scalar | float) -> Scalar:
+def clipped_surrogate(
+    log_ratio: Scalar, advantage: Scalar, clip: Float[Array, ""] | float
+) -> Scalar:
     """PPO's loss of one decision, -min(r A, clip(r, 1 - eps, 1 + eps) A) (Schulman et al. 2017)."""
     ratio = jnp.exp(log_ratio)
     return -jnp.minimum(ratio * advantage, jnp.clip(ratio, 1 - clip, 1 + clip) * advantage)

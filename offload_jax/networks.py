@@ -7,6 +7,8 @@ Unlike the environment, a network works on one instance (callers `vmap`): the ba
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +19,8 @@ from jaxtyping import Array, Bool, Float
 from offload_jax.checks import Checks
 from offload_jax.features import Description, Observation
 
+Dtype = Literal["float32", "bfloat16"]
+
 
 @dataclass(frozen=True)
 class NetworkConfig:
@@ -26,14 +30,21 @@ class NetworkConfig:
     layers: int = 2  # of the encoder
     heads: int = 4
     residual: bool = True  # logits start from the reduced gains
+    dtype: Dtype = "float32"  # of embeddings; parameters, logits and values stay in float32
 
     def validate(self) -> None:
         """Raises ValueError naming the field and the allowed values."""
-        Checks(self, "network").counts("width", "layers", "heads")
+        check = Checks(self, "network")
+        check.counts("width", "layers", "heads")
+        check.one_of("dtype", get_args(Dtype))
         if self.width % self.heads:
             raise ValueError(
                 f"network.heads is {self.heads}; must divide network.width ({self.width})"
             )
+
+    def narrow(self) -> Any:
+        """What layers compute in; None: in the type of what they are given (float64 in tests)."""
+        return jnp.bfloat16 if self.dtype == "bfloat16" else None
 
 
 @struct.dataclass
@@ -53,14 +64,14 @@ class ActorCritic(nn.Module):
     config: NetworkConfig
 
     def setup(self) -> None:
-        width = self.config.width
-        self.embed_users, self.embed_batches = nn.Dense(width), nn.Dense(width)
-        self.embed_pairs = nn.Dense(width)
-        self.blocks = [Block(width, self.config.heads) for _ in range(self.config.layers)]
-        self.norm = nn.LayerNorm()
-        self.keys = {name: nn.Dense(width, use_bias=False, name=f"key_{name}") for name in _KEYS}
-        self.step_pairs, self.step_overall = nn.Dense(width), nn.Dense(width)
-        self.score, self.reject, self.critic = Head(width), Head(width), Head(width)
+        width, dtype = self.config.width, self.config.narrow()
+        dense = partial(nn.Dense, width, dtype=dtype)
+        self.embed_users, self.embed_batches, self.embed_pairs = dense(), dense(), dense()
+        self.blocks = [Block(width, self.config.heads, dtype) for _ in range(self.config.layers)]
+        self.norm = nn.LayerNorm(dtype=dtype)
+        self.keys = {name: dense(use_bias=False, name=f"key_{name}") for name in _KEYS}
+        self.step_pairs, self.step_overall = dense(), dense()
+        self.score, self.reject, self.critic = (Head(width, dtype) for _ in range(3))
         self.temperature = self.param("temperature", nn.initializers.constant(4.0), ())
 
     def __call__(
@@ -71,6 +82,7 @@ class ActorCritic(nn.Module):
 
     def encode(self, description: Description) -> Encoding:
         """Once per instance, O((N + M)^2)."""
+        description = self._narrowed(description)
         real = description.mask.astype(description.users.dtype)
         count = jnp.maximum(jnp.sum(real), 1)
         pairs = self.embed_pairs(description.pairs)
@@ -96,6 +108,8 @@ class ActorCritic(nn.Module):
         self, encoding: Encoding, observation: Observation
     ) -> tuple[Float[Array, "actions"], Float[Array, ""]]:
         """Logits of all actions, illegal ones minus infinity, and the value of the state."""
+        reduced = observation.reduced
+        observation = self._narrowed(observation)
         # Sums over users are shares of the real ones, so that padding changes nothing.
         undecided = observation.undecided @ encoding.users / encoding.count
         granted = observation.granted @ encoding.users / encoding.count
@@ -105,7 +119,7 @@ class ActorCritic(nn.Module):
         if adaptive:
             candidate, users, pairs = observation.undecided, encoding.users, encoding.pairs
         else:
-            candidate = jnp.ones(1)
+            candidate = jnp.ones_like(observation.undecided[:1])
             users = (observation.current @ encoding.users)[None]
             pairs = jnp.einsum("n,nkw->kw", observation.current, encoding.pairs)[None]
         users = self.keys["user"](users)
@@ -114,7 +128,7 @@ class ActorCritic(nn.Module):
         )
         grants = self.score(joint)
         if self.config.residual:
-            grants = grants + self.temperature * observation.reduced
+            grants = grants + self.temperature * reduced
         # Denying is about the one user and its best batch, stopping about all who are undecided.
         share = candidate / jnp.maximum(jnp.sum(candidate), 1)
         refused = context + share @ (users + jnp.max(joint, axis=1))
@@ -122,6 +136,15 @@ class ActorCritic(nn.Module):
         flat = grants.reshape(-1)
         logits = jnp.concatenate([flat, reject] if adaptive else [reject, flat])
         return jnp.where(observation.mask, logits, -jnp.inf), self.critic(refused)
+
+    def _narrowed(self, tree: Any) -> Any:
+        """Floating inputs in the type that layers compute in."""
+        dtype = self.config.narrow()
+
+        def cast(x: Array) -> Array:
+            return x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+        return tree if dtype is None else jax.tree.map(cast, tree)
 
 
 _KEYS = ("user", "batch", "pair", "overall", "undecided", "granted")
@@ -132,29 +155,37 @@ class Block(nn.Module):
 
     width: int
     heads: int
+    dtype: Any = None
 
     @nn.compact
     def __call__(
         self, tokens: Float[Array, "tokens width"], visible: Bool[Array, "tokens"]
     ) -> Float[Array, "tokens width"]:
-        size = self.width // self.heads
-        x = nn.LayerNorm()(tokens)
-        query, key, value = (nn.DenseGeneral((self.heads, size))(x) for _ in range(3))
-        weights = jnp.einsum("qhd,khd->hqk", query, key) / size**0.5
+        size, dtype = self.width // self.heads, self.dtype
+        x = nn.LayerNorm(dtype=dtype)(tokens)
+        query, key, value = (nn.DenseGeneral((self.heads, size), dtype=dtype)(x) for _ in range(3))
+        weights = _wide(jnp.einsum("qhd,khd->hqk", query, key)) / size**0.5
         weights = jax.nn.softmax(jnp.where(visible, weights, -jnp.inf), axis=-1)
-        mixed = jnp.einsum("hqk,khd->qhd", weights, value).reshape(tokens.shape[0], self.width)
-        tokens = tokens + nn.Dense(self.width)(mixed)
-        x = nn.Dense(2 * self.width)(nn.LayerNorm()(tokens))
-        return tokens + nn.Dense(self.width)(jax.nn.gelu(x))
+        mixed = jnp.einsum("hqk,khd->qhd", weights.astype(value.dtype), value)
+        mixed = mixed.reshape(tokens.shape[0], self.width)
+        tokens = tokens + nn.Dense(self.width, dtype=dtype)(mixed)
+        x = nn.Dense(2 * self.width, dtype=dtype)(nn.LayerNorm(dtype=dtype)(tokens))
+        return tokens + nn.Dense(self.width, dtype=dtype)(jax.nn.gelu(x))
 
 
 class Head(nn.Module):
     """A scalar from a joint embedding: one residual feed-forward layer, then a linear one."""
 
     width: int
+    dtype: Any = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "*shape width"]) -> Float[Array, "*shape"]:
         x = jax.nn.relu(x)
-        x = x + jax.nn.relu(nn.Dense(self.width)(x))
-        return nn.Dense(1, kernel_init=nn.initializers.normal(0.01))(x)[..., 0]
+        x = x + jax.nn.relu(nn.Dense(self.width, dtype=self.dtype)(x))
+        return nn.Dense(1, kernel_init=nn.initializers.normal(0.01))(_wide(x))[..., 0]
+
+
+def _wide(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """At least float32: what logits, values and softmaxes are computed in."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))

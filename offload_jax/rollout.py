@@ -33,7 +33,14 @@ class Transition:
 
 
 def sample_action(logits: Float[Array, "*batch actions"], key: Key) -> Int[Array, "*batch"]:
-    """Samples by inverse CDF: one uniform per row, 6-10x faster than Gumbel noise on CPUs.
+    """Samples by inverse CDF: one uniform per row, 6-10x faster than Gumbel noise on CPUs."""
+    return inverse_cdf(logits, jax.random.uniform(key, (*logits.shape[:-1], 1)))
+
+
+def inverse_cdf(
+    logits: Float[Array, "*batch actions"], draw: Float[Array, "*batch 1"]
+) -> Int[Array, "*batch"]:
+    """The action that a draw in [0, 1) stands for.
 
     An action with probability 0 is never returned, whatever the rounding of the sums: the answer is
     the last possible action with no more than the draw before it, and the first has 0 before it.
@@ -41,8 +48,7 @@ def sample_action(logits: Float[Array, "*batch actions"], key: Key) -> Int[Array
     probability = jax.nn.softmax(logits, axis=-1)
     cumulative = jnp.cumsum(probability, axis=-1)
     before = jnp.concatenate([jnp.zeros_like(cumulative[..., :1]), cumulative[..., :-1]], axis=-1)
-    draw = jax.random.uniform(key, (*logits.shape[:-1], 1)) * cumulative[..., -1:]
-    reached = (probability > 0) & (before <= draw)
+    reached = (probability > 0) & (before <= draw * cumulative[..., -1:])
     return jnp.max(jnp.where(reached, jnp.arange(logits.shape[-1]), 0), axis=-1)
 
 

@@ -17,7 +17,7 @@ import time
 import uuid
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from importlib import metadata
@@ -25,8 +25,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.sharding import SingleDeviceSharding
 
 from offload_jax import learner as learning
+from offload_jax import processes
 from offload_jax.charts import save as save_figure
 from offload_jax.checkpoint import CheckpointError, Checkpoints, find, restore
 from offload_jax.config import ConfigError, TrainConfig, load_config, to_yaml
@@ -34,13 +36,15 @@ from offload_jax.documents import replace_file
 from offload_jax.evaluation import reference_name
 from offload_jax.figures import learning_curve
 from offload_jax.learner import LearnerState
-from offload_jax.loop import Callback, Reporter, Row, loop, stop_requests
+from offload_jax.loop import describe_needs, loop, prepare, stop_requests
+from offload_jax.mesh import Devices
 from offload_jax.mirror import Mirror
 from offload_jax.policies import Policy
+from offload_jax.reporting import Callback, Reporter, Row
 from offload_jax.tracking import MetricsFile, read_rows
 from offload_jax.value import check_all_local
 
-_TRAINING = 0  # the branch of the seed that training draws from (validation: loop.VALIDATION)
+_TRAINING = 0  # the branch of the seed that training draws from (validation: validation.VALIDATION)
 
 
 @dataclass(frozen=True)
@@ -65,59 +69,117 @@ def train(
     callbacks: Sequence[Callback] = (),
     folder: str | Path | None = None,
     warn: Callable[[str], None] = print,
+    tell: Callable[[str], None] | None = None,
 ) -> RunResult:
     """Trains, or goes on with the run in `folder` where that holds one.
 
     Every `run.log_every` updates a row goes to metrics.jsonl, W&B and the callbacks; every
     `run.eval_every` updates the greedy policy is evaluated and the state saved, and every
     `run.save_s` seconds, too. Ctrl-C or SIGTERM saves and returns with `finished` False; a second
-    one stops at once.
+    one stops at once. `tell` hears what the run needs before the first update.
+
+    In several processes (`processes.started`) all have to call this, with one shared `folder`; the
+    first one writes rows, mirrors and calls back. A stop of one stops all.
 
     Raises ConfigError for impossible settings, for a directory in use, unwritable or of something
     else, and for settings that cannot change within a run; RunError or CheckpointError where
     training diverges or the disk is full: the run can then go on from its last checkpoint.
     """
     config.validate()
+    devices = config.find_devices()
     check_rules(config)
     if folder is None or not is_run(Path(folder)):
         check_init_from(config)
-    started = time.perf_counter()
-    folder = new_folder(config) if folder is None else Path(folder)
+    started, first = time.perf_counter(), processes.is_first()
+    folder = Path(processes.from_first(str(new_folder(config) if folder is None else folder)))
+    about: dict[str, Any] = {"id": "", "starts": [{}]}
+    with ExitStack() as claim:
+        processes.first_only(lambda: about.update(claim.enter_context(claimed(folder, config))))
+        heard = callbacks if first else ()
+        state = _trained(config, folder, about, devices, heard, warn, tell or (lambda _: None))
+        step, seconds = int(state.step), time.perf_counter() - started
+        processes.first_only(lambda: _write_end(folder, about, step, seconds))
+    return read_result(folder, config, step)
+
+
+def _trained(
+    config: TrainConfig,
+    folder: Path,
+    about: dict[str, Any],
+    devices: Devices,
+    callbacks: Sequence[Callback],
+    warn: Callable[[str], None],
+    tell: Callable[[str], None],
+) -> LearnerState:
+    """The state at the end of a run whose directory is claimed."""
+    first, checkpoints_folder = processes.is_first(), folder / "checkpoints"
+    tracking = config.tracking if first else replace(config.tracking, wandb="off")
+    kept = {"config": asdict(config), "versions": about["starts"][-1].get("versions")}
+    with (
+        Mirror(tracking, folder, about["id"], asdict(config), warn) as mirror,
+        Checkpoints(
+            checkpoints_folder, config.run.keep, kept, warn, mirror.checkpoint
+        ) as checkpoints,
+        stop_requests() as stop,
+    ):
+        state, since_row = _start_state(config, checkpoints, devices, warn)
+        about["starts"][-1] |= (needs := prepare(config.to_learner(devices), state))
+        if first:
+            tell(describe_needs(needs))
+        rows = folder / "metrics.jsonl"
+        metrics = MetricsFile(rows, up_to_step=int(state.step)) if first else None
+        may_fail = config.run.failed_save == "go-on"
+        report = Reporter(metrics, mirror, callbacks, may_fail, warn)
+        try:
+            state = loop(config, state, checkpoints, report, stop, since_row, devices)
+            report.finish()
+        finally:
+            if metrics:
+                metrics.close()
+        checkpoints.wait()
+        if first:
+            draw_curve(folder, config)
+            mirror.picture("learning_curve", folder / "learning_curve.png")
+    return state
+
+
+@contextmanager
+def claimed(folder: Path, config: TrainConfig) -> Iterator[dict[str, Any]]:
+    """A run directory for this process alone: its config.yaml and run.json, the latter returned.
+
+    Raises ConfigError where it is in use, or the settings cannot change within its run.
+    """
     with _claimed(folder):
         if is_run(folder):
             config = resumed(read_config(folder), config)
-        about = _write_about(folder, config)
-        kept = {"config": asdict(config), "versions": about["starts"][-1]["versions"]}
-        with (
-            Mirror(config.tracking, folder, about["id"], asdict(config), warn) as mirror,
-            Checkpoints(
-                folder / "checkpoints", config.run.keep, kept, warn, mirror.checkpoint
-            ) as checkpoints,
-            stop_requests() as stop,
-        ):
-            state, since_row = _start_state(config, checkpoints, warn)
-            metrics = MetricsFile(folder / "metrics.jsonl", up_to_step=int(state.step))
-            may_fail = config.run.failed_save == "go-on"
-            report = Reporter(metrics, mirror, callbacks, may_fail, warn)
-            try:
-                state = loop(config, state, checkpoints, report, stop, since_row)
-                report.finish()
-            finally:
-                metrics.close()
-            checkpoints.wait()
-            rows = _draw_curve(folder, config)
-            mirror.picture("learning_curve", folder / "learning_curve.png")
-        _write_end(folder, about, int(state.step), time.perf_counter() - started)
-    step = int(state.step)
-    return RunResult(folder, load_policy(folder), rows, step, step >= config.learner.updates)
+        yield _write_about(folder, config)
 
 
-def _draw_curve(folder: Path, config: TrainConfig) -> list[Row]:
-    """Draws the learning curve; returns the rows it is of."""
+def finish(
+    folder: Path, config: TrainConfig, about: dict[str, Any], step: int, seconds: float
+) -> None:
+    """Writes how a start ended, and the learning curve."""
+    _write_end(folder, about, step, seconds)
+    draw_curve(folder, config)
+
+
+def draw_curve(folder: Path, config: TrainConfig) -> None:
+    """Draws learning_curve.png of a run's rows."""
     rows = read_rows(folder / "metrics.jsonl")
     curve = learning_curve(rows, reference_name(config.scenario, config.splits))
     save_figure(curve, folder / "learning_curve.png")
-    return rows
+
+
+def read_result(folder: Path, config: TrainConfig, step: int) -> RunResult:
+    """What a run directory holds after `step` updates."""
+    rows = read_rows(folder / "metrics.jsonl")
+    return RunResult(folder, load_policy(folder), rows, step, step >= config.learner.updates)
+
+
+def initial_state(config: TrainConfig) -> LearnerState:
+    """The state before the first update."""
+    key = jax.random.fold_in(jax.random.key(config.seed), _TRAINING)
+    return _init(config.to_learner(), key)
 
 
 def check_rules(config: TrainConfig) -> None:
@@ -133,23 +195,19 @@ def check_rules(config: TrainConfig) -> None:
 _init = jax.jit(learning.init, static_argnums=0)  # as one program: 6 s sooner than op by op
 
 
-def initial_state(config: TrainConfig) -> LearnerState:
-    """The state that a run of these settings starts from."""
-    key = jax.random.fold_in(jax.random.key(config.seed), _TRAINING)
-    return _init(config.to_learner(), key)
-
-
 def _start_state(
-    config: TrainConfig, checkpoints: Checkpoints, warn: Callable[[str], None]
+    config: TrainConfig,
+    checkpoints: Checkpoints,
+    devices: Devices,
+    warn: Callable[[str], None],
 ) -> tuple[LearnerState, list[Row]]:
     """The state to start from, and the metrics of its updates that are in no row yet."""
     state, saved = initial_state(config), checkpoints.newest()
     if saved is not None:
-        return restore(saved, state), saved.about["since_row"]
+        return restore(saved, devices.place(state)), saved.about["since_row"]
     if config.init_from is not None:
-        params = load_policy(config.init_from, warn=warn).params
-        state = replace(state, params=jax.device_put(params))
-    return state, []
+        state = replace(state, params=load_policy(config.init_from, warn=warn).params)
+    return devices.place(state), []
 
 
 def check_init_from(config: TrainConfig) -> None:
@@ -226,6 +284,11 @@ def _write_end(folder: Path, about: dict[str, Any], step: int, seconds: float) -
     unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts bytes there, KiB elsewhere
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
     about["starts"][-1] |= {"step": step, "seconds": seconds, "peak_memory_mb": peak}
+    save_about(folder, about)
+
+
+def save_about(folder: Path, about: dict[str, Any]) -> None:
+    """Writes run.json."""
     replace_file(folder / "run.json", json.dumps(about, indent=1))
 
 
@@ -263,7 +326,11 @@ def _git(*words: str) -> str | None:
 def read_config(folder: str | Path) -> TrainConfig:
     """The settings of a run directory. Raises ConfigError where it is none."""
     if not is_run(Path(folder)):
-        raise ConfigError(f"run is {str(folder)!r}; must be a run directory (with a config.yaml)")
+        inner = next(Path(folder).glob("*/config.yaml"), None)
+        hint = f", such as {inner.parent}" if inner else ""
+        raise ConfigError(
+            f"run is {str(folder)!r}; must be a run directory (with a config.yaml){hint}"
+        )
     return load_config(Path(folder) / "config.yaml")
 
 
@@ -280,6 +347,9 @@ def load_policy(
         raise ValueError(f"which is {which!r}; must be one of best, latest")
     folder, config = Path(folder), read_config(folder)
     like = jax.eval_shape(lambda key: learning.init(config.to_learner(), key), jax.random.key(0))
+    # Here, on one device, wherever and on how many it was trained.
+    here = SingleDeviceSharding(jax.local_devices()[0])
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), like)
     saved = find(folder / "checkpoints", which, warn)
     if saved is None:
         raise CheckpointError(

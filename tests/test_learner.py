@@ -87,6 +87,18 @@ def test_it_learns_the_probes(school):
     assert first_gain[1] < gain[1] - 1
 
 
+@pytest.mark.slow  # CPUs compute in bfloat16 slowly
+def test_it_learns_in_bfloat16():
+    """The same optima; everything outside the network is still float32."""
+    learner = replace(SETTINGS["shared"], network=replace(SMALL, dtype="bfloat16"))
+    _, last, metrics = trained(learner, jax.random.key(0))
+    plans, gain, _ = numpy(greedy(learner, last.params, probes()))
+    assert [tuple(plan) for plan in plans.T] == list(OPTIMA)
+    np.testing.assert_allclose(gain, GAINS, rtol=1e-4)
+    leaves = jax.tree.leaves((last.params, last.optimizer, metrics))
+    assert all(x.dtype == jnp.float32 for x in leaves if jnp.issubdtype(x.dtype, jnp.floating))
+
+
 def test_the_critic_knows_what_follows(school):
     """Of greedy episodes of a learnt policy: gains still to come, in all-local times."""
     learner, _, last, metrics = school

@@ -20,6 +20,7 @@ from episodes import (
     sample,
     scale_times,
     spoil_padding,
+    unchecked,
     world,
 )
 
@@ -241,3 +242,39 @@ def test_sizes_are_checked():
             replace(NetworkConfig(), **{field: 0}).validate()
     with pytest.raises(ValueError, match=r"network\.heads is 3; must divide network\.width \(64\)"):
         NetworkConfig(heads=3).validate()
+
+
+NARROW = ActorCritic(NetworkConfig(width=16, layers=2, heads=4, dtype="bfloat16"))
+
+
+@partial(jit, static_argnums=3)
+def narrow_outputs(params, instance, state, env):
+    """What the bfloat16 network makes of the same parameters, and its encoding."""
+    description = describe(instance)
+    encoding = NARROW.apply(params, description, method="encode")
+    return NARROW.apply(params, description, observe(instance, state, env)), encoding
+
+
+@pytest.mark.parametrize("order", BOTH)
+def test_bfloat16_is_close_and_stays_inside(params, order):
+    instance, state, env = middle(order)
+    logits, value = numpy(outputs(params, instance, state, env))
+    (narrow, narrow_value), encoding = narrow_outputs(params, instance, state, env)
+    assert (narrow.dtype, narrow_value.dtype) == (jnp.float32, jnp.float32)
+    assert encoding.users.dtype == encoding.pairs.dtype == jnp.bfloat16
+    legal = np.isfinite(logits)
+    np.testing.assert_array_equal(np.isfinite(narrow), legal)
+    error = np.abs(np.asarray(narrow)[legal] - logits[legal]).max()
+    assert 0 < error < 0.1 * np.ptp(logits[legal])  # bfloat16 has 8 bits: 0.4 % of each number
+    assert float(narrow_value) == pytest.approx(float(value), rel=0.1, abs=0.05)
+
+
+def test_bfloat16_keeps_its_parameters_in_float32():
+    instance = one(world("edge"), 0)
+    seen = observe(instance, reset(instance))
+    fresh = jax.eval_shape(NARROW.init, jax.random.key(0), describe(instance), seen)
+    assert {leaf.dtype for leaf in jax.tree.leaves(fresh)} == {jnp.dtype("float32")}
+    with pytest.raises(
+        ValueError, match=r"network\.dtype is 'float16'; must be one of float32, bf"
+    ):
+        unchecked(NetworkConfig(), dtype="float16").validate()

@@ -17,12 +17,13 @@ import jax
 import numpy as np
 import pytest
 
-from offload_jax import checkpoint, loop, runs
+from offload_jax import checkpoint, runs
 from offload_jax.checkpoint import CheckpointError, Checkpoints
 from offload_jax.config import ConfigError, RunConfig, TrainConfig, to_yaml
 from offload_jax.learner import LearnerConfig
-from offload_jax.loop import RunError
+from offload_jax.mesh import ONE_DEVICE
 from offload_jax.networks import NetworkConfig
+from offload_jax.reporting import Row, RunError
 from offload_jax.scenario import PaperScenario
 from offload_jax.tracking import MetricsFile, TrackingConfig
 
@@ -87,7 +88,7 @@ def test_a_run_leaves_everything(trained) -> None:
 def test_resumed_equals_uninterrupted(trained, tmp_path) -> None:
     """Stopped after two updates by SIGTERM, and gone on with."""
 
-    def stop_after_two(row: loop.Row) -> None:
+    def stop_after_two(row: Row) -> None:
         if row["step"] == 2:
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -217,7 +218,7 @@ def test_a_damaged_checkpoint_is_put_aside(trained, half) -> None:
 
 def test_starting_from_another_run(trained, tmp_path) -> None:
     config = replace(tiny(6), seed=1, init_from=str(trained.folder))
-    state, since_row = runs._start_state(config, Checkpoints(tmp_path / "c"), print)
+    state, since_row = runs._start_state(config, Checkpoints(tmp_path / "c"), ONE_DEVICE, print)
     best = runs.load_policy(trained.folder).params
     assert all(jax.tree.leaves(jax.tree.map(np.array_equal, state.params, best)))
     assert (int(state.step), since_row) == (0, [])

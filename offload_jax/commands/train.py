@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -14,10 +14,21 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from offload_jax import learner as learning
-from offload_jax import runs
+from offload_jax import processes, runs
 from offload_jax.config import ConfigError, TrainConfig, load_config, to_yaml
 from offload_jax.evaluation import reference_name
-from offload_jax.loop import Row
+from offload_jax.loop import describe_needs, prepare
+from offload_jax.population import (
+    Members,
+    PopulationConfig,
+    check_alike,
+    going_on,
+    is_population,
+    read_members,
+)
+from offload_jax.population_loop import train_population
+from offload_jax.processes import DistributedConfig
+from offload_jax.reporting import Row
 
 Settings = Annotated[TrainConfig, tyro.conf.arg(name="")]
 
@@ -36,35 +47,100 @@ class Arguments:
     """Run directory: a new one, or one to go on with. Default: a fresh one under runs/."""
     dry_run: bool = False
     """Check everything, compile one update, print what would run, write nothing."""
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
+    """Several processes, on one host or many, each started with this command."""
+    population: PopulationConfig = field(default_factory=PopulationConfig)
+    """Several runs in one program; --run names the folder of their run directories."""
 
 
 def run(words: list[str], prog: str) -> int:
     """Trains as the words say; 130 where that was interrupted."""
     source, folder = _peek(words, "config"), _peek(words, "run")
-    goes_on = folder is not None and runs.is_run(Path(folder))
-    if goes_on and source is not None:
+    saved = _saved(folder)
+    if saved and source is not None:
         raise ConfigError(f"config is {source!r}; must be left out, since run {folder} has its own")
-    base = runs.read_config(folder) if goes_on and folder else load_config(source or "paper")
+    base = next(iter(saved.values())) if saved else load_config(source or "paper")
     default = Arguments(settings=base)
     parsed = tyro.cli(Arguments, args=words, prog=prog, default=default)
     config = parsed.settings
     config.validate()
-    if parsed.run is not None:
+    members = _members(parsed, saved, base)
+    if parsed.run is not None and not saved:
         runs.check_folder(parsed.run)
-    if goes_on:
+    if saved and not members:
         config = runs.resumed(base, config)
-    else:
+    if not saved:
         runs.check_init_from(config)
-    if parsed.dry_run:
-        runs.check_rules(config)
-        return _dry_run(config)
-    target = parsed.run or runs.new_folder(config)
+    with processes.started(parsed.distributed):
+        if members:
+            return _train_population(members, parsed)
+        config.find_devices()  # refuses before anything is said or written
+        if parsed.dry_run:
+            runs.check_rules(config)
+            return _dry_run(config)
+        return _train(config, parsed.run)
+
+
+def _saved(folder: str | None) -> Members:
+    """The settings of what a folder holds: one run, by no name, or a population's members."""
+    if folder is None:
+        return {}
+    if is_population(Path(folder)):
+        return read_members(Path(folder))
+    return {"": runs.read_config(folder)} if runs.is_run(Path(folder)) else {}
+
+
+def _members(parsed: Arguments, saved: Members, base: TrainConfig) -> Members:
+    """The members of a population, a new one or one to go on with; none where one run is meant."""
+    if not saved:
+        asked = parsed.population
+        return {} if asked.is_one() else asked.members(parsed.settings)
+    if not parsed.population.is_one():
+        raise ConfigError(
+            f"population cannot change within a run; must be left out, as in {parsed.run}"
+        )
+    return {} if "" in saved else going_on(saved, base, parsed.settings)
+
+
+def _train(config: TrainConfig, folder: Path | None) -> int:
+    target = Path(processes.from_first(str(folder or runs.new_folder(config))))
+    if not processes.is_first():
+        return _status(runs.train(config, folder=target))
     print(f"run directory: {target}", flush=True)
     if config.splits.solver != "native":
         print(f"splits: {config.splits.solver}, in float64 on the host; the rest stays as it is")
     with _Progress(config) as show:
-        result = runs.train(config, [show], target, warn=show.warn)
-    return _summary(result, config)
+        result = runs.train(config, [show], target, warn=show.warn, tell=show.tell)
+    _summarize(result, config)
+    return _status(result)
+
+
+def _train_population(members: Members, parsed: Arguments) -> int:
+    base = next(iter(members.values()))
+    if parsed.dry_run:
+        check_alike(members)
+        print("".join(f"# member {name}\n" for name in members), end="")
+        return _dry_run(replace(base, run=replace(base.run, devices=1)))
+    folder = parsed.run or runs.new_folder(base)
+    print(f"population: {folder}, {len(members)} members", flush=True)
+    with _Progress(base) as show:
+        results = train_population(members, folder, [show.best_of], warn=show.warn, tell=show.tell)
+    _rank(results)
+    return max(map(_status, results.values()), default=130)
+
+
+def _rank(results: dict[str, runs.RunResult]) -> None:
+    """Prints the members, best first."""
+    best = {
+        name: min((row["gap"] for row in result.rows if "gap" in row), default=math.inf)
+        for name, result in results.items()
+    }
+    for name in sorted(best, key=lambda name: best[name]):
+        print(f"best gap {100 * best[name]:.3f} %  {results[name].folder}")
+
+
+def _status(result: runs.RunResult) -> int:
+    return 0 if result.finished else 130
 
 
 def _peek(words: list[str], name: str) -> str | None:
@@ -82,19 +158,22 @@ def _peek(words: list[str], name: str) -> str | None:
 
 
 def _dry_run(config: TrainConfig) -> int:
-    learner = config.to_learner()
+    learner = config.to_learner(config.find_devices())
     state = jax.eval_shape(lambda key: learning.init(learner, key), jax.random.key(0))
-    jax.jit(learning.update, static_argnums=0).lower(learner, state).compile()
+    needs = prepare(learner, state)
+    if not processes.is_first():
+        return 0
     size = sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(state.params))
     trajectories = config.learner.instances * config.learner.samples
     print(to_yaml(config), end="")
     updates = config.learner.updates
     print(f"# {size:,.0f} parameters; {updates:,} updates of {trajectories:,} trajectories")
+    print(f"# {describe_needs(needs)}")
     print("# everything fits and compiles; nothing was written")
     return 0
 
 
-def _summary(result: runs.RunResult, config: TrainConfig) -> int:
+def _summarize(result: runs.RunResult, config: TrainConfig) -> None:
     evaluated = [row for row in result.rows if "gap" in row]
     if evaluated:
         best = min(evaluated, key=lambda row: row["gap"])
@@ -104,9 +183,8 @@ def _summary(result: runs.RunResult, config: TrainConfig) -> int:
     if not result.finished:
         print(f"stopped at update {result.step} of {config.learner.updates}")
         print(f"go on with: python train.py --run {result.folder}")
-        return 130
+        return
     print(f"compare it with the baselines: python eval.py --run {result.folder}")
-    return 0
 
 
 class _Progress:
@@ -116,7 +194,7 @@ class _Progress:
         self.updates = config.learner.updates
         learner = config.learner
         self.decisions = learner.instances * learner.samples * config.scenario.max_users
-        self.gap = "-"
+        self.gap, self.members = "-", 1
         self.console = Console(stderr=True)
         self.bar: Progress | None = None
         if self.console.is_terminal:
@@ -140,21 +218,30 @@ class _Progress:
         if self.bar:
             self.bar.stop()
 
+    def best_of(self, rows: dict[str, Row]) -> None:
+        """Shows a population by the smallest gap, and the rates of its members together."""
+        best = min(rows.values(), key=lambda row: row.get("gap", math.inf))
+        self.members = len(rows)
+        self(best)
+
     def __call__(self, row: Row) -> None:
         if "gap" in row:
             self.gap = f"{100 * row['gap']:.3f} %"
-        rate = row["decisions_per_s"]
+        rate = row["decisions_per_s"] * self.members
         score = row.get("score", math.nan)  # none where every update was skipped
         text = f"{rate:,.0f} decisions/s  score {score:.4f}  gap {self.gap}"
         if self.bar:
             self.bar.update(self.task, completed=row["step"], description=text)
             return
-        left = (self.updates - row["step"]) * self.decisions / rate if rate else math.inf
+        left = (self.updates - row["step"]) * self.decisions * self.members / (rate or math.nan)
         print(f"update {row['step']:.0f}/{self.updates}  {text}  {left:.0f} s left", flush=True)
 
     def warn(self, message: str) -> None:
+        self.tell(f"warning: {message}")
+
+    def tell(self, message: str) -> None:
         """One line that the bar does not swallow."""
         if self.bar:
-            self.bar.console.print(f"warning: {message}", markup=False)
+            self.bar.console.print(message, markup=False)
         else:
-            print(f"warning: {message}", flush=True)
+            print(message, flush=True)

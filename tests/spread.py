@@ -1,0 +1,72 @@
+"""Child processes of test_mesh, with virtual devices: `trace CONFIG`, `updates CONFIG HOST:PORT I`.
+
+Each prints its findings as the last line, in JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from dataclasses import asdict, replace
+from typing import Any
+
+import jax
+
+from offload_jax import loop, processes, runs
+from offload_jax.config import ConfigError, TrainConfig, load_config
+
+COLLECTIVES = "all_reduce|all_gather|all_to_all|collective_permute|reduce_scatter"
+
+
+def trace(config: TrainConfig) -> dict[str, Any]:
+    """The collectives of an update on all devices, and what is said of impossible settings."""
+    devices = config.find_devices()
+    learner, state = config.to_learner(devices), devices.place(runs.initial_state(config))
+    text = loop._update.lower(learner, state).as_text()
+    few = replace(config, learner=replace(config.learner, instances=8))
+    many = replace(config, run=replace(config.run, devices=9))
+    return {
+        "devices": devices.count,
+        "collectives": re.findall(rf"stablehlo\.({COLLECTIVES})", text),
+        "few": refusal(few),
+        "many": refusal(many),
+    }
+
+
+def refusal(config: TrainConfig) -> str:
+    try:
+        config.find_devices()
+    except ConfigError as error:
+        return str(error)
+    return ""
+
+
+def updates(config: TrainConfig, address: str, process: str) -> dict[str, Any]:
+    """The metrics of a run's updates in one of two processes, and what they agree upon."""
+    with processes.started(processes.DistributedConfig(address, 2, int(process))):
+        devices = config.find_devices()
+        learner, state = config.to_learner(devices), devices.place(runs.initial_state(config))
+        needs = loop.prepare(learner, state)
+        rows = []
+        for _ in range(config.learner.updates):
+            state, metrics = loop._update(learner, state)
+            rows.append({name: float(x) for name, x in asdict(jax.device_get(metrics)).items()})
+        refused = ""
+        try:
+            processes.first_only(lambda: load_config("nowhere"))
+        except ConfigError as error:
+            refused = str(error)
+        return {
+            "needs": needs,
+            "rows": rows,
+            "stops": [processes.any_of_all(f) for f in (False, process == "1")],
+            "text": processes.from_first(f"said by {process}"),
+            "refused": refused,
+        }
+
+
+if __name__ == "__main__":
+    action, source, *others = sys.argv[1:]
+    found = {"trace": trace, "updates": updates}[action](load_config(source), *others)
+    print(json.dumps(found))

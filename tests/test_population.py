@@ -1,0 +1,143 @@
+"""Populations: each member learns as it would alone, in a run directory of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from dataclasses import fields, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_runs import tiny
+
+from offload_jax import cli, population_loop, runs
+from offload_jax.config import ConfigError, to_yaml
+from offload_jax.learner import LearnerConfig
+from offload_jax.population import (
+    TRACED,
+    PopulationConfig,
+    check_alike,
+    is_population,
+    read_members,
+)
+from offload_jax.tracking import read_rows
+
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
+TINY = tiny(4)
+# The second rate throws parameters out of float32's range at the first step.
+WORDS = ["--population.seeds", "2", "--population.lr", "1e-3", "1e38"]
+GOOD = ("seed-0-lr-0.001", "seed-1-lr-0.001")
+BAD = ("seed-0-lr-1e+38", "seed-1-lr-1e+38")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """By the command line."""
+    folder = tmp_path_factory.mktemp("populations")
+    (folder / "tiny.yaml").write_text(to_yaml(TINY))
+    words = ["train", "--config", str(folder / "tiny.yaml"), "--run", str(folder / "four"), *WORDS]
+    assert cli.main(words) == 0
+    return folder / "four"
+
+
+def test_a_member_learns_as_alone(trained, tmp_path) -> None:
+    config = runs.read_config(trained / GOOD[1])
+    assert config == replace(TINY, seed=1)
+    alone = runs.train(config, folder=tmp_path / "alone")
+    rows = read_rows(trained / GOOD[1] / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    for row, reference in zip(rows, alone.rows, strict=True):
+        assert set(row) == set(reference)
+        for name in ("score", "gain", "best_of_samples", "entropy", "loss", "grad_norm"):
+            np.testing.assert_allclose(row[name], reference[name], rtol=1e-4, atol=1e-5)
+    assert rows[-1]["gap"] == pytest.approx(alone.rows[-1]["gap"], rel=1e-3)
+
+
+def test_members_keep_apart(trained) -> None:
+    assert is_population(trained)
+    assert list(read_members(trained)) == [GOOD[0], BAD[0], GOOD[1], BAD[1]]
+    scores = [read_rows(trained / name / "metrics.jsonl")[0]["score"] for name in GOOD]
+    assert scores[0] != scores[1]
+    for name in GOOD:
+        assert runs.load_policy(trained / name, "latest").source.endswith("update 4")
+        about = json.loads((trained / name / "run.json").read_text())
+        assert about["starts"][-1]["step"] == 4
+        assert (trained / name / "learning_curve.png").exists()
+
+
+def test_a_member_that_diverges_leaves_the_others_alone(trained) -> None:
+    for name in BAD:
+        rows = read_rows(trained / name / "metrics.jsonl")
+        assert len(rows) < 4
+        assert all(np.isfinite(list(row.values())).all() for row in rows)
+        about = json.loads((trained / name / "run.json").read_text())
+        assert about["diverged"] == len(rows) + 1
+
+
+def test_a_population_goes_on(trained, tmp_path) -> None:
+    """Stopped by SIGTERM after two updates, gone on with after one member lost its last save."""
+    members, folder = read_members(trained), tmp_path / "again"
+
+    def stop_after_two(rows: dict) -> None:
+        if rows[GOOD[0]]["step"] == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    half = population_loop.train_population(members, folder, [stop_after_two])
+    assert {name: (run.step, run.finished) for name, run in half.items()} == dict.fromkeys(
+        GOOD, (2, False)
+    )
+    shutil.rmtree(folder / GOOD[1] / "checkpoints" / "2")
+    whole = population_loop.train_population(members, folder)
+    for name in GOOD:
+        rows = read_rows(trained / name / "metrics.jsonl")
+        assert [row["step"] for row in whole[name].rows] == [1, 2, 3, 4]
+        assert [row["loss"] for row in whole[name].rows] == [row["loss"] for row in rows]
+
+
+def test_the_command_goes_on(trained, capsys) -> None:
+    assert cli.main(["train", "--run", str(trained)]) == 0
+    assert "best gap" in capsys.readouterr().out
+    assert cli.main(["train", "--run", str(trained), "--population.seeds", "3"]) == 1
+    assert "population cannot change" in capsys.readouterr().err
+    assert cli.main(["train", "--run", str(trained), "--learner.lr", "1"]) == 1
+    assert "learner.lr is 1.0; must stay" in capsys.readouterr().err
+    assert cli.main(["eval", "--run", str(trained)]) == 1
+    assert f"must be a run directory (with a config.yaml), such as {trained}" in (
+        capsys.readouterr().err
+    )
+
+
+@pytest.mark.fast
+def test_members_are_all_combinations() -> None:
+    asked = PopulationConfig(seeds=2, entropy=(0.0, 0.1), clip=(0.2, 0.3))
+    members = asked.members(replace(TINY, seed=5))
+    assert len(members) == 8
+    config = members["seed-6-clip-0.2-entropy-0.1"]
+    assert (config.seed, config.learner.clip, config.learner.entropy) == (6, 0.2, 0.1)
+    assert {field.name for field in fields(PopulationConfig)} == {"seeds", *TRACED}
+    assert {field.name for field in fields(LearnerConfig)} > set(TRACED)
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    ("asked", "phrase"),
+    [
+        (PopulationConfig(seeds=0), r"population\.seeds is 0; must be at least 1"),
+        (PopulationConfig(lr=(1e-3, -1.0)), r"learner\.lr is -1\.0; must be finite and above 0"),
+        (PopulationConfig(lr=(1e-3, 1e-3)), r"population\.lr is \(0\.001, 0\.001\); must be"),
+    ],
+)
+def test_impossible_populations_are_named(asked, phrase) -> None:
+    with pytest.raises(ConfigError, match=phrase):
+        asked.members(TINY)
+
+
+@pytest.mark.fast
+def test_members_share_what_is_static() -> None:
+    wider = replace(TINY, network=replace(TINY.network, width=32))
+    with pytest.raises(ConfigError, match="member b that differs from the first; must share"):
+        check_alike({"a": TINY, "b": wider})
