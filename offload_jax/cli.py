@@ -16,6 +16,7 @@ COMMANDS = {
         "advise",
         "Say what limits a plan, what more of it is worth, and who comes next.",
     ),
+    "sweep": ("sweep", "Train with the settings of a sweep file, several at a time."),
     "info": ("info", "Print versions, devices and configurations, or the state of a run."),
 }
 

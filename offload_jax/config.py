@@ -137,8 +137,8 @@ def to_yaml(config: TrainConfig) -> str:
     return yaml.safe_dump(settings, sort_keys=False, default_flow_style=None, width=100)
 
 
-class _StrictLoader(yaml.SafeLoader):
-    """YAML in which a key may not appear twice, and `off` and `no` are words, as in YAML 1.2."""
+class UniqueKeyLoader(yaml.SafeLoader):
+    """YAML in which a key may not appear twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = [self.construct_object(key, deep=True) for key, _ in node.value]
@@ -148,6 +148,10 @@ class _StrictLoader(yaml.SafeLoader):
                     None, None, f"setting {key!r} appears twice", node.start_mark
                 )
         return super().construct_mapping(node, deep)
+
+
+class _StrictLoader(UniqueKeyLoader):
+    """In which `off` and `no` are words, too, as in YAML 1.2."""
 
 
 _StrictLoader.yaml_implicit_resolvers = {

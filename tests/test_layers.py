@@ -82,6 +82,13 @@ LAYERS = (
     "runs",
     "deploy",  # an island: all of its files stand here
     "export",
+    "sweep.space",
+    "sweep.spec",
+    "sweep.trials",
+    "sweep.workers",
+    "sweep.picture",
+    "sweep.report",
+    "sweep.runner",
     "sweep",
     "commands.train",
     "commands.progress",
@@ -91,6 +98,7 @@ LAYERS = (
     "commands.info",
     "commands.testset",
     "commands.advise",
+    "commands.sweep",
     "commands",
     "cli",
     "__main__",
@@ -113,6 +121,7 @@ HOMES = {
     "matplotlib": ("charts", "figures"),
     "pyscipopt": ("baselines.scip_program",),
     "orbax": ("checkpoint",),
+    "optuna": ("sweep.trials",),
 }
 
 
