@@ -14,9 +14,10 @@ from offload_jax.sweep.space import Scalar, Space
 from offload_jax.sweep.spec import SweepConfig
 
 if TYPE_CHECKING:
-    from offload_jax.sweep.trials import Record
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    from offload_jax.sweep.trials import Record
 
 BEST, FINISHED, PRUNED = COLOURS[1], COLOURS[0], COLOURS[9]
 _TICKS = 5

@@ -170,7 +170,7 @@ def _range(entry: Mapping[str, Any], path: str) -> tuple[float, float]:
     return low, high
 
 
-def combinations(spaces: Mapping[str, Space], at_most: int = 64) -> list[dict[str, Scalar]]:
+def combinations(spaces: Mapping[str, Space], at_most: int = 32) -> list[dict[str, Scalar]]:
     """Settings at the ends of all spaces together: all of them, or a spread of `at_most`.
 
     Every end of every space is in at least one of them.
