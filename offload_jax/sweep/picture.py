@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from offload_jax.charts import COLOURS, INK, new_figure
-from offload_jax.sweep.space import Scalar, Space
+from offload_jax.sweep.space import Number, Scalar, Space
 from offload_jax.sweep.spec import SweepConfig
 
 if TYPE_CHECKING:
@@ -29,8 +29,8 @@ class _Axis:
     """One vertical axis: where values stand on it (0 to 1), and what is written beside it."""
 
     label: str
-    low: float
-    high: float
+    low: Number
+    high: Number
     log: bool = False
     choices: tuple[Scalar, ...] = ()
 

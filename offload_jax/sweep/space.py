@@ -11,6 +11,7 @@ from typing import Any, Literal
 from offload_jax.config import ConfigError, nearest
 
 Scalar = str | int | float | bool | None
+Number = int | float  # of a range: whole ends stay whole
 
 
 @dataclass(frozen=True)
@@ -19,9 +20,9 @@ class Space:
 
     kind: Literal["choice", "int", "float"]
     values: tuple[Scalar, ...] = ()  # of a choice
-    low: float = 0.0  # of a range, both ends included
-    high: float = 0.0
-    step: float | None = None
+    low: Number = 0  # of a range, both ends included
+    high: Number = 0
+    step: Number | None = None
     log: bool = False  # drawn evenly on a logarithmic axis
 
     @property
@@ -152,7 +153,7 @@ def _scalar(value: Any, path: str) -> Scalar:
     return scalar
 
 
-def _number(value: Any, path: str) -> float:
+def _number(value: Any, path: str) -> Number:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         hint = ""
         if isinstance(value, str) and "e" in value.lower():
@@ -163,7 +164,7 @@ def _number(value: Any, path: str) -> float:
     return value
 
 
-def _range(entry: Mapping[str, Any], path: str) -> tuple[float, float]:
+def _range(entry: Mapping[str, Any], path: str) -> tuple[Number, Number]:
     low, high = (_number(entry[key], f"{path}.{key}") for key in ("min", "max"))
     if low >= high:
         raise ConfigError(f"{path}.max is {high:g}; must be above min ({low:g})")
