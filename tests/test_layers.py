@@ -118,7 +118,7 @@ HOMES = {
     "cvxpylayers": ("splits.layer",),
     "diffcp": ("splits.cones",),
     "moreau": ("splits.cones",),
-    "matplotlib": ("charts", "figures"),
+    "matplotlib": ("charts", "figures", "sweep.picture"),
     "pyscipopt": ("baselines.scip_program",),
     "orbax": ("checkpoint",),
     "optuna": ("sweep.trials",),

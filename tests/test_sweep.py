@@ -10,7 +10,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -257,15 +259,22 @@ def test_what_the_agent_of_wandb_runs(tmp_path, monkeypatch) -> None:
 # ---- trials on record
 
 
+@pytest.fixture
+def opened() -> Iterator[Callable[..., Trials]]:
+    """Opens trials, and closes them in the end."""
+    with ExitStack() as stack:
+        yield lambda *words, **more: stack.enter_context(Trials(*words, **more))
+
+
 def storages(folder: Path) -> list[Path | str]:
     return [folder / "journal.log", f"sqlite:///{folder}/trials.db"]
 
 
 @pytest.mark.fast
 @pytest.mark.parametrize("kind", [0, 1], ids=["journal", "database"])
-def test_trials_go_on_under_the_same_number(kind, tmp_path) -> None:
+def test_trials_go_on_under_the_same_number(kind, opened, tmp_path) -> None:
     sweep, storage = sweep_of(tmp_path), storages(tmp_path)[kind]
-    first = Trials(sweep, storage, "a")
+    first = opened(sweep, storage, "a")
     one = first.take([], 2)
     first.started(one)
     assert not first.report(one, [0.5, 0.7])
@@ -273,7 +282,7 @@ def test_trials_go_on_under_the_same_number(kind, tmp_path) -> None:
     assert (one.number, two.number) == (0, 1)
     assert first.take([0, 1], 2) is None
 
-    again = Trials(sweep, storage, "a")  # after a restart, under the same name
+    again = opened(sweep, storage, "a")  # after a restart, under the same name
     same = again.take([], 2)
     assert (same.number, same.parameters, same.reported) == (0, one.parameters, 2)
     again.report(same, [0.5, 0.7, 0.4])  # what is on record is not reported twice
@@ -287,10 +296,10 @@ def test_trials_go_on_under_the_same_number(kind, tmp_path) -> None:
 
 @pytest.mark.fast
 @pytest.mark.parametrize("kind", [0, 1], ids=["journal", "database"])
-def test_trials_of_a_dead_machine_are_taken_over(kind, tmp_path, monkeypatch) -> None:
+def test_trials_of_a_dead_machine_are_taken_over(kind, opened, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(trials, "BEAT_S", 0.0)
     sweep, storage = sweep_of(tmp_path), storages(tmp_path)[kind]
-    dead, alive = Trials(sweep, storage, "a"), Trials(sweep, storage, "b", stale_s=0.2)
+    dead, alive = opened(sweep, storage, "a"), opened(sweep, storage, "b", stale_s=0.2)
     trial = dead.take([], 1)
     assert alive.take([], 1) is None  # no more than asked for, and this one seems alive
     time.sleep(0.1)
@@ -310,10 +319,10 @@ def test_trials_of_a_dead_machine_are_taken_over(kind, tmp_path, monkeypatch) ->
 
 
 @pytest.mark.fast
-def test_a_trial_too_many_is_dropped(tmp_path, monkeypatch) -> None:
+def test_a_trial_too_many_is_dropped(opened, tmp_path, monkeypatch) -> None:
     """Two processes ask for the last trial at the same time."""
     sweep = sweep_of(tmp_path)
-    one, other = (Trials(sweep, tmp_path / "journal.log", name) for name in "ab")
+    one, other = (opened(sweep, tmp_path / "journal.log", name) for name in "ab")
     counted, ask = one._frozen, one._study.ask
     assert counted() == []
     monkeypatch.setattr(one._study, "ask", lambda: other.take([], 1) and ask())
@@ -322,7 +331,7 @@ def test_a_trial_too_many_is_dropped(tmp_path, monkeypatch) -> None:
 
 
 @pytest.mark.fast
-def test_a_grid_has_every_combination_once(tmp_path) -> None:
+def test_a_grid_has_every_combination_once(opened, tmp_path) -> None:
     parameters = {
         "learner.lr": {"values": [0.1, 0.2]},
         "learner.samples": {"min": 2, "max": 4},
@@ -332,7 +341,7 @@ def test_a_grid_has_every_combination_once(tmp_path) -> None:
     found = set()
     assert sweep.grid_size() == 12
     for _ in range(12):
-        kept = Trials(sweep, tmp_path / "journal.log", "a")  # a restart for each
+        kept = opened(sweep, tmp_path / "journal.log", "a")  # a restart for each
         trial = kept.take([], 12)
         found.add(tuple(trial.parameters.values()))
         kept.finish(trial, 0.1)
@@ -342,10 +351,10 @@ def test_a_grid_has_every_combination_once(tmp_path) -> None:
 
 @pytest.mark.fast
 @pytest.mark.parametrize("goal", ["minimize", "maximize"])
-def test_only_the_best_go_on_at_a_rung(goal, tmp_path) -> None:
+def test_only_the_best_go_on_at_a_rung(goal, opened, tmp_path) -> None:
     early = {"type": "hyperband", "max_iter": 18, "s": 2, "eta": 3}  # rungs at 2 and 6
     sweep = sweep_of(tmp_path, early_terminate=early, metric={"name": "gap", "goal": goal})
-    kept, sign = Trials(sweep, tmp_path / "journal.log", "a"), 1 if goal == "minimize" else -1
+    kept, sign = opened(sweep, tmp_path / "journal.log", "a"), 1 if goal == "minimize" else -1
     stops = []
     for worst in (0.1, 0.2, 0.3, 0.05, 0.4):
         trial = kept.take([], 5)
@@ -358,31 +367,31 @@ def test_only_the_best_go_on_at_a_rung(goal, tmp_path) -> None:
 
 
 @pytest.mark.fast
-def test_a_better_value_before_the_rung_counts(tmp_path) -> None:
+def test_a_better_value_before_the_rung_counts(opened, tmp_path) -> None:
     early = {"type": "hyperband", "min_iter": 3, "eta": 2}
-    kept = Trials(sweep_of(tmp_path, early_terminate=early), tmp_path / "journal.log", "a")
+    kept = opened(sweep_of(tmp_path, early_terminate=early), tmp_path / "journal.log", "a")
     assert not kept.report(kept.take([], 2), [0.5, 0.2, 0.2])
     assert not kept.report(kept.take([0], 2), [0.5, 0.1, 0.4])
 
 
 @pytest.mark.fast
-def test_a_torn_journal_goes_on(tmp_path) -> None:
+def test_a_torn_journal_goes_on(opened, tmp_path) -> None:
     sweep, path = sweep_of(tmp_path), tmp_path / "journal.log"
-    trial = Trials(sweep, path, "a").take([], 3)
+    trial = opened(sweep, path, "a").take([], 3)
     with path.open("a") as file:
         file.write('{"op_code": 4, "wor')
-    kept = Trials(sweep, path, "a")
+    kept = opened(sweep, path, "a")
     again = kept.take([], 3)
     assert (again.number, again.parameters) == (trial.number, trial.parameters)
     kept.finish(again, 0.1)
-    assert Trials(sweep, path, "a").records()[0].state == "finished"
+    assert opened(sweep, path, "a").records()[0].state == "finished"
 
 
 @pytest.mark.fast
-def test_an_owner_that_died_while_it_drew(tmp_path) -> None:
+def test_an_owner_that_died_while_it_drew(opened, tmp_path) -> None:
     """The trial is there, its parameters are not."""
     sweep = sweep_of(tmp_path)
-    kept = Trials(sweep, tmp_path / "journal.log", "a", stale_s=0.05)
+    kept = opened(sweep, tmp_path / "journal.log", "a", stale_s=0.05)
     kept._study.ask()
     assert kept.take([], 1) is None
     time.sleep(0.1)
@@ -392,15 +401,15 @@ def test_an_owner_that_died_while_it_drew(tmp_path) -> None:
 
 
 @pytest.mark.fast
-def test_storages_that_are_refused(tmp_path) -> None:
+def test_storages_that_are_refused(opened, tmp_path) -> None:
     sweep = sweep_of(tmp_path)
     for url in ("nonsense", "sqlite:////nowhere/at/all.db", "oracle2://a@b/c"):
         with pytest.raises(ConfigError, match="storage cannot be opened"):
-            Trials(sweep, url, "a")
-    Trials(sweep, tmp_path / "journal.log", "a")
+            opened(sweep, url, "a")
+    opened(sweep, tmp_path / "journal.log", "a")
     other = sweep_of(tmp_path, parameters={"seed": {"min": 0, "max": 3}})
     with pytest.raises(ConfigError, match="has a sweep 'test' with another method"):
-        Trials(other, tmp_path / "journal.log", "a")
+        opened(other, tmp_path / "journal.log", "a")
 
 
 # ---- the loop, with a program that takes no time
@@ -415,12 +424,18 @@ def program(tmp_path, monkeypatch) -> str:
 
 
 def run(
-    sweep: SweepConfig, folder: Path, limit: int, look: Callable[..., object] = lambda *_: None
+    sweep: SweepConfig,
+    folder: Path,
+    limit: int,
+    look: Callable[..., object] = lambda *_: None,
+    storage: str | None = None,
 ) -> list[Record]:
     """A sweep with two workers; `look` is called with its event to stop it and its status."""
     stop = threading.Event()
-    with runner.named(folder) as owner:
-        kept = Trials(sweep, folder / "journal.log", owner)
+    with (
+        runner.named(folder) as owner,
+        Trials(sweep, storage or folder / "journal.log", owner) as kept,
+    ):
         runner.run(sweep, kept, folder, limit, 2, stop, lambda status: look(stop, status))
         return kept.records()
 
@@ -493,8 +508,8 @@ def test_a_training_whose_sweep_was_killed_is_let_finish(program, tmp_path) -> N
     parameters = {"learner.lr": {"value": 0.1}, "learner.updates": {"value": 20}}
     sweep = sweep_of(tmp_path, program=program, method="grid", parameters=parameters)
     out = tmp_path / "out"
-    with runner.named(out) as owner:
-        trial = Trials(sweep, out / "journal.log", owner).take([], 1)
+    with runner.named(out) as owner, Trials(sweep, out / "journal.log", owner) as kept:
+        trial = kept.take([], 1)
         orphaned = workers.Job(trial, out, sweep, workers.shares(1)[0])
         assert orphaned.start()
         orphaned._lock.close()  # as the end of its process does
@@ -509,6 +524,22 @@ def test_a_training_whose_sweep_was_killed_is_let_finish(program, tmp_path) -> N
     assert record.state == "finished"
     assert steps(out, 0) == list(range(1, 21))
     orphaned.close()
+
+
+@pytest.mark.fast
+def test_two_machines_share_a_database(program, tmp_path) -> None:
+    """Each in a folder of its own, and neither ends before all is done."""
+    sweep = sweep_of(tmp_path, program=program, parameters={"learner.lr": {"min": 0.1, "max": 0.9}})
+    url, folders = f"sqlite:///{tmp_path}/trials.db", [tmp_path / "a", tmp_path / "b"]
+    with Trials(sweep, url, "nobody"):
+        pass  # makes the tables: of two that make them at the same time one would fail
+    with ThreadPoolExecutor() as pool:
+        found = list(pool.map(lambda folder: run(sweep, folder, 7, storage=url), folders))
+    assert found[0] == found[1]
+    assert [record.state for record in found[0]] == ["finished"] * 7
+    ran = [sorted(path.name for path in (f / "trials").glob("*.log")) for f in folders]
+    assert sorted(ran[0] + ran[1]) == [f"{number}.log" for number in range(7)]
+    assert all(ran)
 
 
 @pytest.mark.fast

@@ -91,8 +91,10 @@ def _sweep(sweep: SweepConfig, parsed: Arguments, limit: int) -> int:
     from offload_jax.sweep.trials import Trials
 
     folder = parsed.out or Path("runs") / f"sweep-{sweep.name}"
-    with runner.named(folder) as owner:
-        trials = Trials(sweep, parsed.storage or folder / "journal.log", owner)
+    with (
+        runner.named(folder) as owner,
+        Trials(sweep, parsed.storage or folder / "journal.log", owner) as trials,
+    ):
         replace_file(folder / "sweep.yaml", Path(sweep.source).read_bytes())
         print(f"sweep directory: {folder}", flush=True)
         with stop_requests() as stop, _Progress(sweep).shown() as show:
@@ -147,14 +149,11 @@ class _Progress:
         for job in status.jobs:
             values = job.values()
             best = self.sweep.best(values) if values else None
-            varied = {n: v for n, v in job.trial.parameters.items() if not self._fixed(n)}
+            varied = {name: job.trial.parameters[name] for name in self.sweep.varied}
             settings = escape(" ".join(self.sweep.words(varied)))
             number = str(job.trial.number)
             table.add_row(number, str(len(values)), shown(self.sweep.metric, best), settings)
         return table
-
-    def _fixed(self, name: str) -> bool:
-        return self.sweep.parameters[name].fixed
 
     def _lines(self, status: Status) -> None:
         done = {record.number: record for record in status.records if record.done}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from offload_jax.charts import save
 from offload_jax.config import to_yaml
 from offload_jax.documents import replace_file
-from offload_jax.sweep.picture import parallel_coordinates
+from offload_jax.sweep.picture import parallel_coordinates, ranked
 from offload_jax.sweep.space import Scalar
 from offload_jax.sweep.spec import SweepConfig
 from offload_jax.tracking import TrackingConfig
@@ -24,18 +24,6 @@ def best_of(sweep: SweepConfig, records: Sequence[Record]) -> Record | None:
     """The finished trial with the best value; a pruned one was stopped for being worse."""
     finished = [r for r in records if r.state == "finished" and r.value is not None]
     return ranked(sweep, finished)[0] if finished else None
-
-
-def ranked(sweep: SweepConfig, records: Sequence[Record]) -> list[Record]:
-    """Finished trials, the best first, then the others likewise, those without a value last."""
-    sign = 1 if sweep.goal == "minimize" else -1
-
-    def rank(record: Record) -> tuple[bool, bool, float, int]:
-        value = record.value
-        worth = 0.0 if value is None else sign * value
-        return record.state != "finished", value is None, worth, record.number
-
-    return sorted(records, key=rank)
 
 
 def shown(metric: str, value: float | None) -> str:
@@ -100,8 +88,8 @@ def _provenance(records: Sequence[Record], folder: Path) -> dict[str, Any] | Non
 
 def table(sweep: SweepConfig, records: Sequence[Record]) -> str:
     """All trials in Markdown, the best first; parameters with a single value stand above."""
-    varied = [name for name, space in sweep.parameters.items() if not space.fixed]
-    fixed = [f"{n} {s.values[0]}" for n, s in sweep.parameters.items() if s.fixed]
+    varied = list(sweep.varied)
+    fixed = [f"{name} {value}" for name, value in sweep.fixed.items()]
     states = [record.state for record in records]
     counts = [f"{states.count(state)} {state}" for state in dict.fromkeys(sorted(states))]
     columns = ["trial", sweep.metric, "state", *varied, "seconds", "starts"]

@@ -7,6 +7,7 @@ import itertools
 import socket
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -47,7 +48,7 @@ def run(
     Raises RunError where the storage does not answer. However it ends, no training goes on.
     """
     jobs: list[Job] = []
-    at_once = True
+    at_once = True  # at a second Ctrl-C
     free = shares(workers)
     try:
         while not stop.is_set():
@@ -65,7 +66,7 @@ def run(
         at_once = False
         return False
     except Exception:
-        at_once = False  # but a second Ctrl-C does not wait
+        at_once = False
         raise
     finally:
         end(jobs, at_once)
@@ -120,8 +121,8 @@ def _settled(job: Job, trials: Trials, code: int, values: list[float]) -> bool:
 def named(folder: Path) -> Iterator[str]:
     """A name for this process among those that work on the sweep.
 
-    Of the names of this machine, the first that no process has. So one that was killed finds its
-    trials again. Raises ConfigError where the folder cannot be written.
+    Of the names that this machine has in the folder, the first that no process uses: so one that
+    was killed finds its trials again. Raises ConfigError where the folder cannot be written.
     """
     try:
         name, lock = _free_name(folder / "owners")
@@ -130,18 +131,24 @@ def named(folder: Path) -> Iterator[str]:
             f"out is {str(folder)!r}; must be a folder that can be written ({error.strerror})"
         ) from None
     with lock:
-        yield f"{name}:{folder.resolve()}"
+        yield name
 
 
 def _free_name(folder: Path) -> tuple[str, IO[str]]:
     folder.mkdir(parents=True, exist_ok=True)
     for i in itertools.count():
         name = f"{socket.gethostname()}-{i}"
-        lock = (folder / name).open("a")
+        lock = (folder / name).open("a+")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             lock.close()
         else:
             break
-    return name, lock
+    lock.seek(0)
+    known = lock.read()
+    if not known:  # hosts of a shared database may have the same name
+        known = uuid.uuid4().hex
+        lock.write(known)
+        lock.flush()
+    return f"{name}-{known}", lock

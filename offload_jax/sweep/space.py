@@ -147,7 +147,7 @@ DISTRIBUTIONS: dict[str, tuple[tuple[str, ...], Callable[[Mapping[str, Any], str
 def _scalar(value: Any, path: str) -> Scalar:
     if isinstance(value, float) and not math.isfinite(value):
         raise ConfigError(f"{path} is {value!r}; must be finite")
-    if isinstance(value, list | dict):  # W&B passes every value as --name=value
+    if not isinstance(value, str | int | float | None):  # W&B passes each as --name=value
         raise ConfigError(f"{path} is {value!r}; must be a number, a text, true, false or null")
     scalar: Scalar = value
     return scalar

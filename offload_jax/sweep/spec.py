@@ -69,6 +69,16 @@ class SweepConfig:
         kept = ("method", "metric", "parameters", "early_terminate")
         return json.dumps({key: self.document.get(key) for key in kept}, sort_keys=True)
 
+    @cached_property
+    def fixed(self) -> dict[str, Scalar]:
+        """Parameters with a single value."""
+        return {name: s.values[0] for name, s in self.parameters.items() if s.fixed}
+
+    @cached_property
+    def varied(self) -> dict[str, Space]:
+        """All others."""
+        return {name: s for name, s in self.parameters.items() if not s.fixed}
+
     def best(self, values: Collection[float]) -> float:
         return min(values) if self.goal == "minimize" else max(values)
 

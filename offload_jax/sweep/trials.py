@@ -85,9 +85,10 @@ class Trials:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.sweep, self.owner, self.stale_s = sweep, owner, stale_s
         self._seen: dict[int, tuple[Any, float]] = {}
+        self._storage = _open(storage)
         with _answering():
             self._study = optuna.create_study(
-                storage=_open(storage),
+                storage=self._storage,
                 study_name=sweep.name,
                 direction=sweep.goal,
                 sampler=_sampler(sweep),
@@ -102,6 +103,14 @@ class Trials:
                 f"{sweep.source}: the storage has a sweep {sweep.name!r} with another method, "
                 "metric, early_terminate or parameters; take another name or directory"
             )
+
+    def __enter__(self) -> Trials:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if isinstance(self._storage, optuna.storages.RDBStorage):
+            self._storage.remove_session()
+            self._storage.engine.dispose()
 
     def take(self, held: Sequence[int], limit: int) -> Trial | None:
         """A trial to run: one whose owner is gone, or a new one while there are fewer than `limit`.
@@ -127,7 +136,8 @@ class Trials:
         handle.set_user_attr("beat", time.time())
         handle.set_user_attr("starts", handle.user_attrs.get("starts", 0))
         # Also completes a trial whose owner died while it drew the parameters.
-        parameters = {n: _suggested(handle, n, s) for n, s in self.sweep.parameters.items()}
+        drawn = {name: _suggested(handle, name, s) for name, s in self.sweep.varied.items()}
+        parameters = self.sweep.fixed | drawn
         reported = len(self._frozen_of(handle.number).intermediate_values)
         return Trial(handle.number, parameters, handle, reported)
 
@@ -209,7 +219,7 @@ def _record(frozen: FrozenTrial, sweep: SweepConfig) -> Record:
     return Record(
         number=frozen.number,
         state=_STATES[frozen.state],
-        parameters=dict(frozen.params),
+        parameters=sweep.fixed | frozen.params,
         value=sweep.best(values) if value is None and values else value,
         seconds=(ended - begun).total_seconds() if begun and ended else None,
         reason=frozen.user_attrs.get("reason"),
@@ -232,7 +242,7 @@ def _suggested(handle: Any, name: str, space: Space) -> Scalar:
 def _sampler(sweep: SweepConfig) -> optuna.samplers.BaseSampler:
     # Without seeds: a sweep that goes on after a restart must not draw the same again.
     makers: dict[str, Callable[[], optuna.samplers.BaseSampler]] = {
-        "grid": lambda: _Grid({n: list(s.grid() or ()) for n, s in sweep.parameters.items()}),
+        "grid": lambda: _Grid({n: list(s.grid() or ()) for n, s in sweep.varied.items()}),
         "random": optuna.samplers.RandomSampler,
         "bayes": optuna.samplers.TPESampler,
     }

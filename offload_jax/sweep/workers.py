@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Sequence
@@ -37,8 +38,8 @@ class Share:
             "OMP_NUM_THREADS": threads,
             "OPENBLAS_NUM_THREADS": threads,
             "XLA_PYTHON_CLIENT_MEM_FRACTION": f"{0.9 * self.part:.3f}",
-            # What a restarted trial would compile again.
-            "JAX_COMPILATION_CACHE_DIR": str(folder.resolve() / "compiled"),
+            # What a restarted trial would compile again; programs are for this machine's processor.
+            "JAX_COMPILATION_CACHE_DIR": str(folder.resolve() / "compiled" / socket.gethostname()),
         }
         return wanted | dict(os.environ)
 
@@ -167,9 +168,15 @@ class Job:
 
 def end(jobs: Sequence[Job], at_once: bool) -> None:
     """Ends all trainings: after they have saved, or at once."""
-    for job in jobs:
-        job.kill() if at_once else job.stop()
-    while any(job.started and job.poll() is None for job in jobs):
-        time.sleep(0.05)
-    for job in jobs:
-        job.close()
+    try:
+        for job in jobs:
+            job.kill() if at_once else job.stop()
+        while any(job.started and job.poll() is None for job in jobs):
+            time.sleep(0.05)
+    except KeyboardInterrupt:  # another Ctrl-C does not wait
+        for job in jobs:
+            job.kill()
+        raise
+    finally:
+        for job in jobs:
+            job.close()
