@@ -114,7 +114,14 @@ def parse_config(text: str, source: str = "<text>") -> TrainConfig:
         settings = yaml.load(text, _StrictLoader)  # a SafeLoader
     except yaml.YAMLError as error:
         raise ConfigError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
-    settings = {} if settings is None else settings
+    return from_settings({} if settings is None else settings, source)
+
+
+def from_settings(settings: Any, source: str) -> TrainConfig:
+    """The configuration with these settings, nested as in a file; `source` names them in errors.
+
+    Raises ConfigError as `load_config`.
+    """
     _refuse_unknown(settings, TrainConfig, source, "")
     if "scenario" in settings:
         settings = {**settings, "scenario": {"kind": "paper", **settings["scenario"]}}

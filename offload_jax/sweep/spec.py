@@ -21,11 +21,10 @@ from offload_jax.config import (
     ConfigError,
     TrainConfig,
     UniqueKeyLoader,
+    from_settings,
     load_config,
     nearest,
-    parse_config,
     preset_folder,
-    to_yaml,
 )
 from offload_jax.learner import Metrics
 from offload_jax.sweep.space import Scalar, Space, combinations, read_space
@@ -95,13 +94,13 @@ class SweepConfig:
         """
         chosen = dict(values)
         base = load_config(str(chosen.pop(_CONFIG, "paper")))
-        known = yaml.safe_load(to_yaml(base))
+        known = asdict(base)
         for name, value in chosen.items():
             part, _, key = name.rpartition(".")
             record = known[part] if part else known
             # On a command line a single value makes a tuple of one.
-            record[key] = [value] if isinstance(record[key], list) else value
-        return parse_config(yaml.safe_dump(known), f"{self.source}: parameters")
+            record[key] = (value,) if isinstance(record[key], tuple) else value
+        return from_settings(known, f"{self.source}: parameters")
 
     def words(self, values: Mapping[str, Scalar]) -> list[str]:
         """The options of a trial, as W&B's ${args}."""

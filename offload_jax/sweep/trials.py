@@ -18,7 +18,7 @@ import optuna
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DatabaseError, SQLAlchemyError
 
 from offload_jax.config import ConfigError
 from offload_jax.loop import RunError
@@ -258,7 +258,7 @@ def _pruner(sweep: SweepConfig) -> optuna.pruners.BasePruner:
 def _open(storage: str | Path) -> optuna.storages.BaseStorage:
     if isinstance(storage, str):
         try:
-            return optuna.storages.RDBStorage(storage)
+            return _database(storage)
         except (SQLAlchemyError, ImportError, ValueError, RuntimeError) as error:
             # Not the URL, which may hold a password.
             raise ConfigError(
@@ -273,6 +273,14 @@ def _open(storage: str | Path) -> optuna.storages.BaseStorage:
     finally:
         lock.release()
     return optuna.storages.JournalStorage(JournalFileBackend(path, lock_obj=lock))
+
+
+def _database(url: str) -> optuna.storages.RDBStorage:
+    for _ in range(3):
+        with suppress(DatabaseError):  # another process makes the same tables at this moment
+            return optuna.storages.RDBStorage(url)
+        time.sleep(0.5)
+    return optuna.storages.RDBStorage(url)
 
 
 def _drop_torn_end(path: Path) -> None:
