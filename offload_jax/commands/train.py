@@ -82,7 +82,7 @@ def _with_flags(words: list[str], config: TrainConfig) -> list[str]:
     """W&B gives flags as --network.residual=False; the parser knows --network.no-residual."""
     records = {part: r for part, r in asdict(config).items() if isinstance(r, dict)}
     flags = [(part, k) for part, r in records.items() for k, v in r.items() if isinstance(v, bool)]
-    known = {}
+    known: dict[str, str] = {}
     for part, key in flags:
         known |= {f"--{part}.{key}={yes}": f"--{part}.{key}" for yes in ("True", "true")}
         known |= {f"--{part}.{key}={no}": f"--{part}.no-{key}" for no in ("False", "false")}

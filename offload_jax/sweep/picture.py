@@ -42,7 +42,7 @@ class _Axis:
         low, high, value = (self._scaled(v) for v in (self.low, self.high, value))
         return (value - low) / (high - low) if high > low else 0.5
 
-    def _scaled(self, value: float) -> float:
+    def _scaled(self, value: Number) -> float:
         return math.log(value) if self.log else float(value)
 
     def ticks(self) -> list[tuple[float, str]]:
@@ -147,7 +147,7 @@ def _draw_axis(axes: Axes, x: int, axis: _Axis) -> None:
 
 
 def _legend(axes: Axes, kinds: Mapping[int, str]) -> None:
-    first = {kind: number for number, kind in reversed(kinds.items())}
+    first = {kind: number for number, kind in reversed(list(kinds.items()))}
     names = {kind: kind for kind in _LOOKS if kind in first}
     if "best" in names:
         names["best"] = f"best: trial {first['best']}"

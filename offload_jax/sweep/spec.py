@@ -13,7 +13,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar, get_args
 
 import yaml
 
@@ -30,8 +30,10 @@ from offload_jax.learner import Metrics
 from offload_jax.sweep.space import Scalar, Space, combinations, read_space
 
 METHODS = ("grid", "random", "bayes")
-GOALS = ("minimize", "maximize")
+Goal = Literal["minimize", "maximize"]
+GOALS: tuple[Goal, ...] = get_args(Goal)
 METRICS = ("gap", *(f.name for f in fields(Metrics)), "seconds", "decisions_per_s")  # of a row
+_Name = TypeVar("_Name", bound=str)
 _KEYS = ("program", "method", "metric", "parameters", "early_terminate", "command", "run_cap")
 _WORDS = ("name", "description", "project", "entity")  # of W&B; the name is used here, too
 _MACROS = ("${env}", "${interpreter}", "${program}", "${args}")
@@ -55,7 +57,7 @@ class SweepConfig:
     program: str
     method: str
     metric: str
-    goal: str
+    goal: Goal
     parameters: dict[str, Space]
     early: Hyperband | None
     command: tuple[str, ...]
@@ -191,11 +193,11 @@ def _known_keys(record: Any, allowed: tuple[str, ...], path: str) -> None:
             raise ConfigError(f"{path} has {key}; must have only {', '.join(allowed)}{near}")
 
 
-def _one_of(value: Any, allowed: tuple[str, ...], path: str) -> str:
+def _one_of(value: Any, allowed: tuple[_Name, ...], path: str) -> _Name:
     if value not in allowed:
         near = nearest(str(value), list(allowed))
         raise ConfigError(f"{path} is {value!r}; must be one of {', '.join(allowed)}{near}")
-    return str(value)
+    return allowed[allowed.index(value)]
 
 
 def _count(value: Any, path: str, least: int = 1) -> int:
@@ -204,7 +206,7 @@ def _count(value: Any, path: str, least: int = 1) -> int:
     return value
 
 
-def _metric(record: Any) -> tuple[str, str]:
+def _metric(record: Any) -> tuple[str, Goal]:
     _known_keys(record, ("name", "goal"), "metric")
     name = _one_of(record.get("name", "gap"), METRICS, "metric.name")
     return name, _one_of(record.get("goal", "minimize"), GOALS, "metric.goal")
