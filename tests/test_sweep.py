@@ -250,7 +250,7 @@ def test_what_the_agent_of_wandb_runs(tmp_path, monkeypatch) -> None:
     agent._sweep_command = ["${env}", "${interpreter}", "${program}", "${args}"]
     args = {name: {"value": value} for name, value in parameters.items()}
     agent._command_run({"run_id": "run456", "program": "train.py", "args": args})
-    assert agent._run_processes["run456"].wait(timeout=120) == 0
+    assert agent._run_processes["run456"].wait(timeout=240) == 0
     [folder] = (tmp_path / "runs").iterdir()
     config = runs.read_config(folder)
     assert config.learner.lr == 3e-4
@@ -683,7 +683,7 @@ def test_a_sweep_whose_worker_is_killed(tmp_path) -> None:
         stderr=subprocess.STDOUT,
         text=True,
     )
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while len(steps(out, 0)) < 2:
         assert time.monotonic() < deadline
         assert process.poll() is None, process.stdout.read()
@@ -692,7 +692,7 @@ def test_a_sweep_whose_worker_is_killed(tmp_path) -> None:
                               capture_output=True).stdout.split()  # fmt: skip
     for found in training:
         os.kill(int(found), signal.SIGKILL)
-    said = process.communicate(timeout=120)[0]
+    said = process.communicate(timeout=240)[0]
     assert process.returncode == 0, said
     assert training, said
     assert "0 of 2 trials" in said
