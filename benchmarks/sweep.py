@@ -67,7 +67,8 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def _measured(parsed: Arguments, folder: Path) -> dict[str, Any]:
-    out, began = folder / "sweep", time.monotonic()
+    out, began, load = folder / "sweep", time.monotonic(), os.getloadavg()[0]
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # short trials: compiling is most of one
     kills = _until_done(parsed, out)
     seconds = time.monotonic() - began
     sweep = json.loads((out / "sweep.json").read_text())
@@ -86,7 +87,8 @@ def _measured(parsed: Arguments, folder: Path) -> dict[str, Any]:
         "same_as_undisturbed": _same_again(parsed, trials, out, folder / "again"),
         "seconds": seconds,
     }
-    kept = {"sweep": parsed.sweep, "workers": parsed.workers, "every_s": parsed.every_s}
+    load = {"load_before": load, "load_after": os.getloadavg()[0]}
+    kept = load | {"sweep": parsed.sweep, "workers": parsed.workers, "every_s": parsed.every_s}
     return {**kept, "summary": summary, "kills": kills, "result": sweep}
 
 
