@@ -665,33 +665,60 @@ def test_how_many_trials(tmp_path, capsys) -> None:
     assert "test: 2 trials, grid" in capsys.readouterr().out
 
 
-@pytest.mark.usefixtures("quick_compiler")
-def test_a_sweep_whose_worker_is_killed(tmp_path) -> None:
-    """The real thing: two trainings, one of them killed, and a best configuration that trains."""
-    small = {"scenario.num_users": 4, "network.width": 16, "learner.samples": 4, "seed": 1}
-    small |= {"learner.updates": 12, "run.log_every": 1, "run.eval_every": 1, "config": "smoke"}
-    parameters = {name: {"value": value} for name, value in small.items()}
-    lr = {"learner.lr": {"values": [0.001, 0.01]}}
-    sweep_of(tmp_path, method="grid", parameters=parameters | lr)
-    out = tmp_path / "out"
-    words = [sys.executable, "-m", "offload_jax", "sweep", str(tmp_path / "sweep.yaml")]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
-    process = subprocess.Popen(
-        [*words, "--workers", "2", "--out", str(out)],
-        env=environment,
+def started(file: Path, *words: str) -> subprocess.Popen[str]:
+    """The command in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "offload_jax", "sweep", str(file), *words],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
+
+
+def children(process: subprocess.Popen[str], folder: str) -> list[int]:
+    """Processes that it started, and that have this in their words."""
+    words = ["pgrep", "-P", str(process.pid), "-f", folder]
+    return [int(word) for word in subprocess.run(words, capture_output=True).stdout.split()]
+
+
+def test_ctrl_c_ends_all_trainings(program, tmp_path) -> None:
+    parameters = {"learner.lr": {"values": [0.1, 0.2]}, "learner.updates": {"value": 10_000}}
+    sweep_of(tmp_path, program=program, run_cap=2, parameters=parameters)
+    out = tmp_path / "out"
+    process = started(tmp_path / "sweep.yaml", "--workers", "2", "--out", str(out))
+    deadline = time.monotonic() + 60
+    while not (steps(out, 0) and steps(out, 1)):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    trainings = children(process, "trials/")
+    assert len(trainings) == 2
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=60)[0]
+    assert process.returncode == 130
+    assert "stopped; the same command goes on" in said
+    assert "| running |" in said
+    assert not any(Path(f"/proc/{pid}").exists() for pid in trainings)
+
+
+@pytest.mark.usefixtures("quick_compiler")
+def test_a_sweep_whose_worker_is_killed(tmp_path) -> None:
+    """The real thing: two trainings, one of them killed, and a best configuration that trains."""
+    small = {"scenario.num_users": 4, "network.width": 16, "learner.samples": 4}
+    small |= {"learner.updates": 12, "run.log_every": 1, "run.eval_every": 1, "config": "smoke"}
+    parameters = {name: {"value": value} for name, value in small.items()}
+    seeds = {"seed": {"values": [1, 2]}}  # of one program, so that it is compiled once
+    sweep_of(tmp_path, method="grid", parameters=parameters | seeds)
+    out = tmp_path / "out"
+    process = started(tmp_path / "sweep.yaml", "--workers", "2", "--out", str(out))
     deadline = time.monotonic() + 240
     while len(steps(out, 0)) < 2:
         assert time.monotonic() < deadline
         assert process.poll() is None, process.stdout.read()
         time.sleep(0.02)
-    training = subprocess.run(["pgrep", "-P", str(process.pid), "-f", "trials/0"], text=True,
-                              capture_output=True).stdout.split()  # fmt: skip
-    for found in training:
-        os.kill(int(found), signal.SIGKILL)
+    training = children(process, "trials/0")
+    for pid in training:
+        os.kill(pid, signal.SIGKILL)
     said = process.communicate(timeout=240)[0]
     assert process.returncode == 0, said
     assert training, said
@@ -704,4 +731,4 @@ def test_a_sweep_whose_worker_is_killed(tmp_path) -> None:
     for number in (0, 1):
         assert steps(out, number) == list(range(1, 13))
     best = runs.read_config(out / "trials" / str(saved["best"]))
-    assert load_config(out / "best.yaml").learner == best.learner
+    assert load_config(out / "best.yaml").seed == best.seed
