@@ -34,7 +34,6 @@ _STATES = {
     TrialState.RUNNING: "running",
     TrialState.WAITING: "running",
 }
-_DONE = ("finished", "pruned", "failed")
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ class Record:
 
     @property
     def done(self) -> bool:
-        return self.state in _DONE
+        return self.state != "running"
 
 
 @dataclass
@@ -134,7 +133,6 @@ class Trials:
     def _claimed(self, handle: Any) -> Trial:
         handle.set_user_attr("owner", self.owner)
         handle.set_user_attr("beat", time.time())
-        handle.set_user_attr("starts", handle.user_attrs.get("starts", 0))
         # Also completes a trial whose owner died while it drew the parameters.
         drawn = {name: _suggested(handle, name, s) for name, s in self.sweep.varied.items()}
         parameters = self.sweep.fixed | drawn
@@ -168,7 +166,8 @@ class Trials:
     def started(self, trial: Trial) -> None:
         """Counts a start of the trial's training process."""
         with _answering():
-            trial.handle.set_user_attr("starts", trial.handle.user_attrs["starts"] + 1)
+            starts = trial.handle.user_attrs.get("starts", 0)
+            trial.handle.set_user_attr("starts", starts + 1)
 
     def report(self, trial: Trial, values: Sequence[float]) -> bool:
         """Puts new values of the metric on record; True where the trial should stop early.
@@ -235,8 +234,7 @@ def _suggested(handle: Any, name: str, space: Space) -> Scalar:
         value = handle.suggest_int(name, low, high, step=int(space.step or 1))
     else:
         value = handle.suggest_float(name, space.low, space.high, step=space.step, log=space.log)
-    scalar: Scalar = value
-    return scalar
+    return value
 
 
 def _sampler(sweep: SweepConfig) -> optuna.samplers.BaseSampler:
