@@ -59,6 +59,20 @@ for step in range(rows + 1, int(given.get("learner.updates", 4)) + 1):
     time.sleep(0.05)
 """
 
+# Real trainings of one program (seeds are no part of it), so that it is compiled once.
+SMALL = {
+    "config": "smoke",
+    "scenario.num_users": 4,
+    "network.width": 16,
+    "network.residual": False,
+    "learner.lr": 3e-4,
+    "learner.samples": 4,
+    "learner.updates": 12,
+    "run.log_every": 1,
+    "run.eval_every": 1,
+}
+MIRRORED = {"tracking.wandb": "offline"}
+
 
 def document(**changes: object) -> dict[str, object]:
     known: dict[str, object] = {
@@ -239,23 +253,16 @@ def test_what_the_agent_of_wandb_runs(tmp_path, monkeypatch) -> None:
         "WANDB_SWEEP_PARAM_PATH": "",
     }.items():
         monkeypatch.setenv(name, value)
-    parameters = {
-        "config": "smoke",
-        "learner.lr": 3e-4,
-        "learner.updates": 2,
-        "network.residual": False,
-        "tracking.wandb": "offline",
-    }
     agent = Agent(None, None, sweep_id="sweep123")
     agent._sweep_command = ["${env}", "${interpreter}", "${program}", "${args}"]
-    args = {name: {"value": value} for name, value in parameters.items()}
+    args = {name: {"value": value} for name, value in (SMALL | MIRRORED).items()}
     agent._command_run({"run_id": "run456", "program": "train.py", "args": args})
     assert agent._run_processes["run456"].wait(timeout=240) == 0
     [folder] = (tmp_path / "runs").iterdir()
     config = runs.read_config(folder)
     assert config.learner.lr == 3e-4
     assert config.network.residual is False
-    assert [row["step"] for row in read_rows(folder / "metrics.jsonl")] == [2]
+    assert [row["step"] for row in read_rows(folder / "metrics.jsonl")] == list(range(1, 13))
     assert list((folder / "wandb").glob("offline-run-*-run456"))  # under the agent's id
 
 
@@ -704,10 +711,8 @@ def test_ctrl_c_ends_all_trainings(program, tmp_path) -> None:
 @pytest.mark.usefixtures("quick_compiler")
 def test_a_sweep_whose_worker_is_killed(tmp_path) -> None:
     """The real thing: two trainings, one of them killed, and a best configuration that trains."""
-    small = {"scenario.num_users": 4, "network.width": 16, "learner.samples": 4}
-    small |= {"learner.updates": 12, "run.log_every": 1, "run.eval_every": 1, "config": "smoke"}
-    parameters = {name: {"value": value} for name, value in small.items()}
-    seeds = {"seed": {"values": [1, 2]}}  # of one program, so that it is compiled once
+    parameters = {name: {"value": value} for name, value in SMALL.items()}
+    seeds = {"seed": {"values": [1, 2]}}
     sweep_of(tmp_path, method="grid", parameters=parameters | seeds)
     out = tmp_path / "out"
     process = started(tmp_path / "sweep.yaml", "--workers", "2", "--out", str(out))
