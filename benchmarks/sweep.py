@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @dataclass(frozen=True)
 class Arguments:
-    """Run a sweep of short trials and keep killing its workers; some 5 minutes."""
+    """Run a sweep of short trials and keep killing its workers; some minutes."""
 
     sweep: str = "smoke"
     """A shipped sweep or a sweep file."""
