@@ -17,6 +17,7 @@ COMMANDS = {
         "Say what limits a plan, what more of it is worth, and who comes next.",
     ),
     "sync": ("sync", "Upload a run to Weights & Biases: what is not there yet."),
+    "sweep": ("sweep", "Train with the settings of a sweep file, several at a time."),
     "info": ("info", "Print versions, devices and configurations, or the state of a run."),
 }
 

@@ -144,7 +144,14 @@ def parse_config(text: str, source: str = "<text>") -> TrainConfig:
         settings = yaml.load(text, _StrictLoader)  # a SafeLoader
     except yaml.YAMLError as error:
         raise ConfigError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
-    settings = {} if settings is None else settings
+    return from_settings({} if settings is None else settings, source)
+
+
+def from_settings(settings: Any, source: str) -> TrainConfig:
+    """The configuration with these settings, nested as in a file; `source` names them in errors.
+
+    Raises ConfigError as `load_config`.
+    """
     _refuse_unknown(settings, TrainConfig, source, "")
     if "scenario" in settings:
         settings = {**settings, "scenario": {"kind": "paper", **settings["scenario"]}}
@@ -167,8 +174,8 @@ def to_yaml(config: TrainConfig) -> str:
     return yaml.safe_dump(settings, sort_keys=False, default_flow_style=None, width=100)
 
 
-class _StrictLoader(yaml.SafeLoader):
-    """YAML in which a key may not appear twice, and `off` and `no` are words, as in YAML 1.2."""
+class UniqueKeyLoader(yaml.SafeLoader):
+    """YAML in which a key may not appear twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = [self.construct_object(key, deep=True) for key, _ in node.value]
@@ -178,6 +185,10 @@ class _StrictLoader(yaml.SafeLoader):
                     None, None, f"setting {key!r} appears twice", node.start_mark
                 )
         return super().construct_mapping(node, deep)
+
+
+class _StrictLoader(UniqueKeyLoader):
+    """In which `off` and `no` are words, too, as in YAML 1.2."""
 
 
 _StrictLoader.yaml_implicit_resolvers = {

@@ -94,6 +94,13 @@ LAYERS = (
     "population_loop",
     "deploy",  # an island: all of its files stand here
     "export",
+    "sweep.space",
+    "sweep.spec",
+    "sweep.trials",
+    "sweep.workers",
+    "sweep.picture",
+    "sweep.report",
+    "sweep.runner",
     "sweep",
     "commands.train",
     "commands.progress",
@@ -104,6 +111,7 @@ LAYERS = (
     "commands.sync",
     "commands.testset",
     "commands.advise",
+    "commands.sweep",
     "commands",
     "cli",
     "__main__",
@@ -123,9 +131,10 @@ HOMES = {
     "cvxpylayers": ("splits.layer",),
     "diffcp": ("splits.cones",),
     "moreau": ("splits.cones",),
-    "matplotlib": ("charts", "figures"),
+    "matplotlib": ("charts", "figures", "sweep.picture"),
     "pyscipopt": ("baselines.scip_program",),
     "orbax": ("checkpoint",),
+    "optuna": ("sweep.trials",),
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -61,7 +61,7 @@ def run(words: list[str], prog: str) -> int:
         raise ConfigError(f"config is {source!r}; must be left out, since run {folder} has its own")
     base = next(iter(saved.values())) if saved else load_config(source or "paper")
     default = Arguments(settings=base)
-    parsed = tyro.cli(Arguments, args=words, prog=prog, default=default)
+    parsed = tyro.cli(Arguments, args=_with_flags(words, base), prog=prog, default=default)
     config = parsed.settings
     config.validate()
     members = _members(parsed, saved, base)
@@ -155,6 +155,17 @@ def _peek(words: list[str], name: str) -> str | None:
         elif word.startswith(f"--{name}="):
             found = word.split("=", 1)[1]
     return found
+
+
+def _with_flags(words: list[str], config: TrainConfig) -> list[str]:
+    """W&B gives flags as --network.residual=False; the parser knows --network.no-residual."""
+    records = {part: r for part, r in asdict(config).items() if isinstance(r, dict)}
+    flags = [(part, k) for part, r in records.items() for k, v in r.items() if isinstance(v, bool)]
+    known: dict[str, str] = {}
+    for part, key in flags:
+        known |= {f"--{part}.{key}={yes}": f"--{part}.{key}" for yes in ("True", "true")}
+        known |= {f"--{part}.{key}={no}": f"--{part}.no-{key}" for no in ("False", "false")}
+    return [known.get(word, word) for word in words]
 
 
 def _dry_run(config: TrainConfig) -> int:
