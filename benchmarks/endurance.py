@@ -27,7 +27,7 @@ import tyro
 from benchmarks import parts
 from benchmarks.damage import DAMAGES, files_of
 from benchmarks.suite import Row
-from offload_jax import runs
+from offload_jax import folders, runs
 from offload_jax.checkpoint import CheckpointError, Checkpoints, find, restore
 from offload_jax.config import RunConfig, TrainConfig, load_config, to_yaml
 from offload_jax.learner import LearnerConfig
@@ -104,7 +104,7 @@ def _killed_until_done(config: TrainConfig, folder: Path, limit: int, draw: rand
 
 def _start(config: TrainConfig, folder: Path) -> subprocess.Popen[str]:
     words = [sys.executable, str(ROOT / "train.py"), "--run", str(folder)]
-    if not runs.is_run(folder):
+    if not folders.is_run(folder):
         source = folder.with_suffix(".yaml")
         source.write_text(to_yaml(config))
         words += ["--config", str(source)]
@@ -135,7 +135,7 @@ def corruptions() -> Iterator[Row]:
     draw = random.Random(0)
     with _scratch() as scratch:
         result = runs.train(replace(tiny(6), run=RunConfig(2, 2, 16)), folder=scratch / "run")
-        like = runs.initial_state(runs.read_config(result.folder))
+        like = runs.initial_state(folders.read_config(result.folder))
         origin = result.folder / "checkpoints"
         states = {saved.step: restore(saved, like) for saved in Checkpoints(origin).good}
         for name, damage in DAMAGES.items():

@@ -90,10 +90,9 @@ def _text(error: Exception) -> str:
 
 
 def provenance() -> dict[str, Any]:
-    """What `runs.provenance` tells (device, versions, commit), and the processor."""
+    """What `folders.provenance` tells (device, versions, commit), and the processor."""
     try:
-        # Late: it loads orbax, which has no place in a timed process's memory.
-        found = import_module("offload_jax.runs").provenance()
+        found = import_module("offload_jax.folders").provenance()  # late: older trees lack it
     except (ImportError, AttributeError) as error:  # a tree older than it
         found = {"commit": None, "unknown": _text(error)}
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import jax
 
-from offload_jax import runs
+from offload_jax import folders
 from offload_jax.config import ConfigError, TrainConfig
 from offload_jax.documents import replace_file
 from offload_jax.learner import Hyperparameters
@@ -78,7 +78,7 @@ def read_members(folder: Path) -> Members:
         raise ConfigError(
             f"{folder / FILE} cannot be read ({error!r}); must name members"
         ) from None
-    return {name: runs.read_config(folder / name) for name in names}
+    return {name: folders.read_config(folder / name) for name in names}
 
 
 def going_on(saved: Members, base: TrainConfig, wanted: TrainConfig) -> Members:
@@ -86,7 +86,7 @@ def going_on(saved: Members, base: TrainConfig, wanted: TrainConfig) -> Members:
 
     Raises ConfigError where that is more than a run that goes on may change.
     """
-    runs.resumed(base, wanted)
+    folders.resumed(base, wanted)
     return {
         name: replace(
             config,

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from offload_jax import folders, runs
 from offload_jax import learner as learning
-from offload_jax import runs
 from offload_jax.checkpoint import Checkpoints, restore
 from offload_jax.config import TrainConfig
 from offload_jax.env import EnvConfig
@@ -86,7 +86,7 @@ class _Member:
         warn: Callable[[str], None],
     ) -> None:
         self.name, self.config, self.folder = name, config, parent / name
-        self.about = stack.enter_context(runs.claimed(self.folder, config))
+        self.about = stack.enter_context(folders.claimed(self.folder, config))
         folder = self.folder / "checkpoints"
         kept = {"config": asdict(config), "versions": self.about["starts"][-1]["versions"]}
         self.checkpoints = stack.enter_context(Checkpoints(folder, config.run.keep, kept, warn))
@@ -100,7 +100,7 @@ class _Member:
         """It stays in the program, but nothing more is written of it, also when it goes on."""
         self.diverged = True
         self.about["diverged"] = step
-        runs.save_about(self.folder, self.about)
+        folders.save_about(self.folder, self.about)
 
     def finish(self, step: int, seconds: float) -> None:
         self.checkpoints.wait()

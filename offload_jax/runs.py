@@ -1,38 +1,23 @@
-"""Training runs: their directories, and going on where a stopped one left off.
-
-A run directory holds `config.yaml` (every setting), `run.json` (id, versions, commit, device),
-`metrics.jsonl`, `checkpoints/`, `wandb/` and `learning_curve.png`; and `quarantine/`, checkpoints
-found damaged, where there were any.
-"""
+"""Training runs: starting them, and going on where a stopped one left off."""
 
 from __future__ import annotations
 
-import fcntl
-import json
-import platform
-import resource
-import subprocess
-import sys
 import time
-import uuid
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
-from datetime import datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import jax
 from jax.sharding import SingleDeviceSharding
 
+from offload_jax import folders, processes
 from offload_jax import learner as learning
-from offload_jax import processes
 from offload_jax.charts import save as save_figure
 from offload_jax.checkpoint import CheckpointError, Checkpoints, find, restore
-from offload_jax.config import ConfigError, TrainConfig, load_config, to_yaml
-from offload_jax.documents import replace_file
+from offload_jax.config import ConfigError, TrainConfig
 from offload_jax.evaluation import reference_name
 from offload_jax.figures import learning_curve
 from offload_jax.learner import LearnerState
@@ -56,12 +41,6 @@ class RunResult:
     rows: list[Row]  # of metrics.jsonl
     step: int  # updates made
     finished: bool  # False where the run was interrupted
-
-
-def new_folder(config: TrainConfig, parent: Path = Path("runs")) -> Path:
-    """A fresh run directory's path, by scenario and time."""
-    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    return parent / f"{config.scenario.kind}-{stamp}-{uuid.uuid4().hex[:4]}"
 
 
 def train(
@@ -88,17 +67,21 @@ def train(
     config.validate()
     devices = config.find_devices()
     check_rules(config)
-    if folder is None or not is_run(Path(folder)):
+    if folder is None or not folders.is_run(Path(folder)):
         check_init_from(config)
     started, first = time.perf_counter(), processes.is_first()
-    folder = Path(processes.from_first(str(new_folder(config) if folder is None else folder)))
+    folder = Path(
+        processes.from_first(str(folders.new_folder(config) if folder is None else folder))
+    )
     about: dict[str, Any] = {"id": "", "starts": [{}]}
     with ExitStack() as claim:
-        processes.first_only(lambda: about.update(claim.enter_context(claimed(folder, config))))
+        processes.first_only(
+            lambda: about.update(claim.enter_context(folders.claimed(folder, config)))
+        )
         heard = callbacks if first else ()
         state = _trained(config, folder, about, devices, heard, warn, tell or (lambda _: None))
         step, seconds = int(state.step), time.perf_counter() - started
-        processes.first_only(lambda: _write_end(folder, about, step, seconds))
+        processes.first_only(lambda: folders.write_end(folder, about, step, seconds))
     return read_result(folder, config, step)
 
 
@@ -143,23 +126,11 @@ def _trained(
     return state
 
 
-@contextmanager
-def claimed(folder: Path, config: TrainConfig) -> Iterator[dict[str, Any]]:
-    """A run directory for this process alone: its config.yaml and run.json, the latter returned.
-
-    Raises ConfigError where it is in use, or the settings cannot change within its run.
-    """
-    with _claimed(folder):
-        if is_run(folder):
-            config = resumed(read_config(folder), config)
-        yield _write_about(folder, config)
-
-
 def finish(
     folder: Path, config: TrainConfig, about: dict[str, Any], step: int, seconds: float
 ) -> None:
     """Writes how a start ended, and the learning curve."""
-    _write_end(folder, about, step, seconds)
+    folders.write_end(folder, about, step, seconds)
     draw_curve(folder, config)
 
 
@@ -214,124 +185,15 @@ def check_init_from(config: TrainConfig) -> None:
     """Raises ConfigError where init_from is no run, or one of another network."""
     if config.init_from is None:
         return
-    if not is_run(Path(config.init_from)):
+    if not folders.is_run(Path(config.init_from)):
         raise ConfigError(f"init_from is {config.init_from!r}; must be a run directory")
-    theirs = asdict(read_config(config.init_from).network)
+    theirs = asdict(folders.read_config(config.init_from).network)
     for name, mine in asdict(config.network).items():
         if mine != theirs[name]:
             raise ConfigError(
                 f"network.{name} is {mine!r}; must be {theirs[name]!r}, as in {config.init_from}, "
                 "whose parameters init_from takes"
             )
-
-
-def is_run(folder: Path) -> bool:
-    """Whether a folder is a run directory."""
-    return (folder / "config.yaml").is_file()
-
-
-def check_folder(folder: Path) -> None:
-    """Raises ConfigError where a folder is neither a run nor free to become one."""
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"run directory {folder} is a file; must be a run, empty or new")
-    # A start that was killed at once may have left these.
-    ours = {".lock", "config.yaml.tmp", "run.json", "run.json.tmp"}
-    if folder.is_dir() and not is_run(folder):
-        strange = sorted({path.name for path in folder.iterdir()} - ours)
-        if strange:
-            raise ConfigError(
-                f"run directory {folder} holds other files ({strange[0]}) and is no run; must be a "
-                "run (with a config.yaml), empty or new"
-            )
-
-
-@contextmanager
-def _claimed(folder: Path) -> Iterator[None]:
-    """One process per run directory; the claim ends with the process, however it ends."""
-    check_folder(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
-    except OSError as error:
-        raise ConfigError(f"run directory {folder} cannot be written: {error.strerror}") from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ConfigError(
-                f"run directory {folder} is in use by another process; wait for it or name another"
-            ) from None
-        yield
-
-
-def _write_about(folder: Path, config: TrainConfig) -> dict[str, Any]:
-    """Writes config.yaml and run.json; a run that goes on keeps its id and notes the restart."""
-    replace_file(folder / "config.yaml", to_yaml(config))
-    path = folder / "run.json"
-    about: dict[str, Any] = {"id": uuid.uuid4().hex[:8], "starts": []}
-    if path.exists():
-        try:
-            about = json.loads(path.read_bytes())
-        except ValueError as error:
-            raise ConfigError(f"{path} is not JSON ({error}); remove it to go on") from None
-    about["starts"].append({"time": datetime.now().astimezone().isoformat(), **provenance()})
-    replace_file(path, json.dumps(about, indent=1))
-    return about
-
-
-def _write_end(folder: Path, about: dict[str, Any], step: int, seconds: float) -> None:
-    """Adds to run.json how far this start came, and what it took, compiling included."""
-    unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts bytes there, KiB elsewhere
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
-    about["starts"][-1] |= {"step": step, "seconds": seconds, "peak_memory_mb": peak}
-    save_about(folder, about)
-
-
-def save_about(folder: Path, about: dict[str, Any]) -> None:
-    """Writes run.json."""
-    replace_file(folder / "run.json", json.dumps(about, indent=1))
-
-
-def provenance() -> dict[str, Any]:
-    """Versions, commit and device: what a number in a file must be read with."""
-    packages = ("offload-jax", "jax", "jaxlib", "flax", "optax", "numpy")
-    found = {}
-    for name in packages:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    device = jax.devices()[0]
-    return {
-        "commit": _git("rev-parse", "HEAD"),
-        "uncommitted": bool(_git("status", "--porcelain")),
-        "python": platform.python_version(),
-        "versions": found,
-        "device": f"{jax.device_count()} x {device.device_kind} ({device.platform})",
-        "machine": platform.machine(),
-    }
-
-
-def _git(*words: str) -> str | None:
-    root = Path(__file__).resolve().parents[1]
-    if not (root / ".git").exists():  # installed, perhaps inside somebody else's repository
-        return None
-    try:
-        done = subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
-
-
-def read_config(folder: str | Path) -> TrainConfig:
-    """The settings of a run directory. Raises ConfigError where it is none."""
-    if not is_run(Path(folder)):
-        inner = next(Path(folder).glob("*/config.yaml"), None)
-        hint = f", such as {inner.parent}" if inner else ""
-        raise ConfigError(
-            f"run is {str(folder)!r}; must be a run directory (with a config.yaml){hint}"
-        )
-    return load_config(Path(folder) / "config.yaml")
 
 
 def load_policy(
@@ -345,7 +207,7 @@ def load_policy(
     """
     if which not in ("best", "latest"):
         raise ValueError(f"which is {which!r}; must be one of best, latest")
-    folder, config = Path(folder), read_config(folder)
+    folder, config = Path(folder), folders.read_config(folder)
     like = jax.eval_shape(lambda key: learning.init(config.to_learner(), key), jax.random.key(0))
     # Here, on one device, wherever and on how many it was trained.
     here = SingleDeviceSharding(jax.local_devices()[0])
@@ -357,42 +219,3 @@ def load_policy(
         )
     state = restore(saved, like)
     return Policy(state.params, config.network, config.to_env(), f"{folder} at update {saved.step}")
-
-
-def newest_run(parent: Path = Path("runs")) -> Path:
-    """The run under `parent` that was started last. Raises ConfigError where there is none."""
-    found = sorted(parent.glob("*/config.yaml"), key=lambda path: path.stat().st_mtime)
-    if not found:
-        raise ConfigError(f"no run under {parent}/; train one first, or name one with --run DIR")
-    return found[-1].parent
-
-
-def resumed(saved: TrainConfig, wanted: TrainConfig) -> TrainConfig:
-    """The settings to go on with: `wanted`, which may differ from `saved` only in harmless ways.
-
-    Raises ConfigError naming the setting that cannot change within a run.
-    """
-    same = replace(
-        saved,
-        run=replace(wanted.run, eval_instances=saved.run.eval_instances),
-        tracking=wanted.tracking,
-        learner=replace(saved.learner, updates=wanted.learner.updates),
-    )
-    before, after = _flat(asdict(same)), _flat(asdict(wanted))
-    for name in before | after:
-        if before.get(name) != after.get(name):
-            raise ConfigError(
-                f"{name} is {after.get(name)!r}; must stay {before.get(name)!r}, as in the run's "
-                "config.yaml. A run that goes on may change only tracking.*, learner.updates and "
-                "run.* but for run.eval_instances; start a new run for anything else."
-            )
-    return wanted
-
-
-def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Settings by their dotted names."""
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        inner = isinstance(value, dict)
-        flat |= _flat(value, f"{prefix}{key}.") if inner else {prefix + key: value}
-    return flat

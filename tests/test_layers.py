@@ -85,6 +85,7 @@ LAYERS = (
     "page",
     "report",
     "config",
+    "folders",
     "processes",
     "reporting",
     "validation",

@@ -17,7 +17,7 @@ from test_runs import tiny
 from tracked import FAULTS, OFFLINE, Fault, Loop, go_through, small_disk
 from wandb_server import Server
 
-from offload_jax import cli, courier, mirror, runs
+from offload_jax import cli, courier, folders, mirror, runs
 from offload_jax.tracking import TrackingConfig
 
 
@@ -164,7 +164,7 @@ def record(path: Path, name: str, loop: Loop) -> None:
         found = json.loads(path.read_text())
     except OSError:
         found = {"faults": {}}
-    found |= {**runs.provenance(), "wandb": metadata.version("wandb")}
+    found |= {**folders.provenance(), "wandb": metadata.version("wandb")}
     said = [text.partition(". metrics")[0].replace(str(loop.folder), "RUN") for text in loop.said]
     found["faults"][name] = {
         "rows": loop._step,

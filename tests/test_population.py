@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from test_runs import tiny
 
-from offload_jax import cli, population_loop, runs
+from offload_jax import cli, folders, population_loop, runs
 from offload_jax.config import ConfigError, to_yaml
 from offload_jax.learner import LearnerConfig
 from offload_jax.population import (
@@ -45,7 +45,7 @@ def trained(tmp_path_factory) -> Path:
 
 
 def test_a_member_learns_as_alone(trained, tmp_path) -> None:
-    config = runs.read_config(trained / GOOD[1])
+    config = folders.read_config(trained / GOOD[1])
     assert config == replace(TINY, seed=1)
     alone = runs.train(config, folder=tmp_path / "alone")
     rows = read_rows(trained / GOOD[1] / "metrics.jsonl")

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 import pytest
 
-from offload_jax import checkpoint, runs
+from offload_jax import checkpoint, folders, runs
 from offload_jax.checkpoint import CheckpointError, Checkpoints
 from offload_jax.config import ConfigError, RunConfig, TrainConfig, to_yaml
 from offload_jax.learner import LearnerConfig
@@ -76,7 +76,7 @@ def test_a_run_leaves_everything(trained) -> None:
     assert [row["step"] for row in trained.rows] == [1, 2, 3, 4, 5, 6]
     assert all(np.isfinite(row["score"]) for row in trained.rows)
     assert trained.finished
-    assert runs.read_config(trained.folder) == tiny(6, "offline")
+    assert folders.read_config(trained.folder) == tiny(6, "offline")
     about = json.loads((trained.folder / "run.json").read_text())
     [start] = about["starts"]
     assert {"commit", "python", "versions", "device"} <= set(start)
@@ -115,14 +115,14 @@ def test_killed_and_gone_on_with(trained, tmp_path) -> None:
 
 
 def test_what_may_not_change_within_a_run(trained) -> None:
-    saved = runs.read_config(trained.folder)
-    assert runs.resumed(saved, replace(saved, learner=replace(saved.learner, updates=9)))
+    saved = folders.read_config(trained.folder)
+    assert folders.resumed(saved, replace(saved, learner=replace(saved.learner, updates=9)))
     with pytest.raises(ConfigError, match="seed is 5; must stay 0"):
-        runs.resumed(saved, replace(saved, seed=5))
+        folders.resumed(saved, replace(saved, seed=5))
     with pytest.raises(ConfigError, match=r"network\.width is 32; must stay 16"):
-        runs.resumed(saved, replace(saved, network=replace(saved.network, width=32)))
+        folders.resumed(saved, replace(saved, network=replace(saved.network, width=32)))
     with pytest.raises(ConfigError, match=r"run\.eval_instances is 9; must stay 16"):
-        runs.resumed(saved, replace(saved, run=replace(saved.run, eval_instances=9)))
+        folders.resumed(saved, replace(saved, run=replace(saved.run, eval_instances=9)))
 
 
 def full_at(step: int, times: int, monkeypatch) -> None:
@@ -239,7 +239,7 @@ def test_a_run_without_checkpoint(copied) -> None:
 
 
 def test_a_folder_in_use_is_refused(copied) -> None:
-    with runs._claimed(copied), pytest.raises(ConfigError, match="is in use by another process"):
+    with folders._claimed(copied), pytest.raises(ConfigError, match="is in use by another process"):
         runs.train(tiny(6), folder=copied)
 
 
@@ -254,4 +254,4 @@ def test_foreign_folders_are_refused(tmp_path) -> None:
         runs.train(tiny(6), folder=tmp_path / "thesis.tex" / "run")
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
     with pytest.raises(ConfigError, match="no run under"):
-        runs.newest_run(tmp_path)
+        folders.newest_run(tmp_path)

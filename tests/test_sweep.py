@@ -21,7 +21,7 @@ import yaml
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 from wandb.wandb_agent import Agent
 
-from offload_jax import charts, cli, runs
+from offload_jax import charts, cli, folders
 from offload_jax.commands import train
 from offload_jax.config import ConfigError, load_config
 from offload_jax.sweep import picture, report, runner, trials, workers
@@ -259,7 +259,7 @@ def test_what_the_agent_of_wandb_runs(tmp_path, monkeypatch) -> None:
     agent._command_run({"run_id": "run456", "program": "train.py", "args": args})
     assert agent._run_processes["run456"].wait(timeout=240) == 0
     [folder] = (tmp_path / "runs").iterdir()
-    config = runs.read_config(folder)
+    config = folders.read_config(folder)
     assert config.learner.lr == 3e-4
     assert config.network.residual is False
     assert [row["step"] for row in read_rows(folder / "metrics.jsonl")] == list(range(1, 13))
@@ -735,5 +735,5 @@ def test_a_sweep_whose_worker_is_killed(tmp_path) -> None:
     assert {"commit", "versions", "device"} <= set(saved["provenance"])
     for number in (0, 1):
         assert steps(out, number) == list(range(1, 13))
-    best = runs.read_config(out / "trials" / str(saved["best"]))
+    best = folders.read_config(out / "trials" / str(saved["best"]))
     assert load_config(out / "best.yaml").seed == best.seed

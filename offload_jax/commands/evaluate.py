@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import tyro
 
-from offload_jax import runs, schema
+from offload_jax import folders, runs, schema
 from offload_jax.baselines import METHODS, QUICK
 from offload_jax.baselines.bound import refuse_bound
 from offload_jax.certificate import Certificate, certify, merged, other_solvers
@@ -92,8 +92,8 @@ def run(words: list[str], prog: str) -> int:
     """Evaluates as the words say and writes what comes out."""
     parsed = tyro.cli(Arguments, args=words, prog=prog)
     _check(parsed)
-    folder = None if parsed.no_policy else parsed.run or runs.newest_run()
-    config = runs.read_config(folder) if folder else load_config(parsed.config or "paper")
+    folder = None if parsed.no_policy else parsed.run or folders.newest_run()
+    config = folders.read_config(folder) if folder else load_config(parsed.config or "paper")
     splits, key = _splits(config, parsed), jax.random.key(parsed.seed)
     source = _source(parsed, config, splits)
     policy = runs.load_policy(folder, warn=warn) if folder else None
@@ -107,7 +107,7 @@ def run(words: list[str], prog: str) -> int:
         policy, parsed.samples, key, parsed.methods, solver, parsed.budget_s, stages.step
     )
     _check_source(source, methods, parsed, splits)
-    about = {"source": _about(parsed, policy, splits), **runs.provenance()}
+    about = {"source": _about(parsed, policy, splits), **folders.provenance()}
     with stages:
         comparison, decided = _compared(source, methods, solver, parsed.bounds, stages)
         name, study = _strongest(comparison, policy), results.study_of(comparison, source)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import tyro
 
-from offload_jax import runs
+from offload_jax import folders
 from offload_jax.baselines import METHODS
 from offload_jax.checkpoint import find
 from offload_jax.commands.progress import warn
@@ -36,7 +36,7 @@ def run(words: list[str], prog: str) -> int:
         return 0
     if parsed.run is not None:
         return _describe_run(parsed.run)
-    for name, value in runs.provenance().items():
+    for name, value in folders.provenance().items():
         print(f"{name}: {value}")
     print(f"configurations: {', '.join(presets())}")
     print(f"methods: {', '.join(METHODS)}")
@@ -44,7 +44,7 @@ def run(words: list[str], prog: str) -> int:
 
 
 def _describe_run(folder: Path) -> int:
-    config = runs.read_config(folder)
+    config = folders.read_config(folder)
     rows = read_rows(folder / "metrics.jsonl")
     evaluated = [row for row in rows if "gap" in row]
     saved = find(folder / "checkpoints", "latest", warn)

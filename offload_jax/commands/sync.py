@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from offload_jax import mirror, runs
+from offload_jax import folders, mirror
 from offload_jax.checkpoint import aliases_of, best, examine
 from offload_jax.config import ConfigError, TrainConfig
 from offload_jax.courier import Courier
@@ -47,7 +47,7 @@ class Arguments:
 def run(words: list[str], prog: str) -> int:
     """Uploads as the words say. Raises ConfigError for no run, SyncError where W&B fails."""
     parsed = tyro.cli(Arguments, args=words, prog=prog)
-    config, run_id = runs.read_config(parsed.run), _run_id(parsed.run)
+    config, run_id = folders.read_config(parsed.run), _run_id(parsed.run)
     if not 0 < parsed.timeout_s < math.inf:
         raise ConfigError(f"timeout-s is {parsed.timeout_s}; must be above 0 and finite (s)")
     rows = read_rows(parsed.run / "metrics.jsonl")

@@ -13,8 +13,8 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from offload_jax import folders, processes, runs
 from offload_jax import learner as learning
-from offload_jax import processes, runs
 from offload_jax.config import ConfigError, TrainConfig, load_config, to_yaml
 from offload_jax.evaluation import reference_name
 from offload_jax.loop import describe_needs, prepare
@@ -66,9 +66,9 @@ def run(words: list[str], prog: str) -> int:
     config.validate()
     members = _members(parsed, saved, base)
     if parsed.run is not None and not saved:
-        runs.check_folder(parsed.run)
+        folders.check_folder(parsed.run)
     if saved and not members:
-        config = runs.resumed(base, config)
+        config = folders.resumed(base, config)
     if not saved:
         runs.check_init_from(config)
     with processes.started(parsed.distributed):
@@ -87,7 +87,7 @@ def _saved(folder: str | None) -> Members:
         return {}
     if is_population(Path(folder)):
         return read_members(Path(folder))
-    return {"": runs.read_config(folder)} if runs.is_run(Path(folder)) else {}
+    return {"": folders.read_config(folder)} if folders.is_run(Path(folder)) else {}
 
 
 def _members(parsed: Arguments, saved: Members, base: TrainConfig) -> Members:
@@ -103,7 +103,7 @@ def _members(parsed: Arguments, saved: Members, base: TrainConfig) -> Members:
 
 
 def _train(config: TrainConfig, folder: Path | None) -> int:
-    target = Path(processes.from_first(str(folder or runs.new_folder(config))))
+    target = Path(processes.from_first(str(folder or folders.new_folder(config))))
     if not processes.is_first():
         return _status(runs.train(config, folder=target))
     print(f"run directory: {target}", flush=True)
@@ -121,7 +121,7 @@ def _train_population(members: Members, parsed: Arguments) -> int:
         check_alike(members)
         print("".join(f"# member {name}\n" for name in members), end="")
         return _dry_run(replace(base, run=replace(base.run, devices=1)))
-    folder = parsed.run or runs.new_folder(base)
+    folder = parsed.run or folders.new_folder(base)
     print(f"population: {folder}, {len(members)} members", flush=True)
     with _Progress(base) as show:
         results = train_population(members, folder, [show.best_of], warn=show.warn, tell=show.tell)

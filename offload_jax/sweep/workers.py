@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from offload_jax.runs import is_run
+from offload_jax.folders import is_run
 from offload_jax.sweep.spec import SweepConfig
 from offload_jax.sweep.trials import Trial
 from offload_jax.tracking import read_rows
