@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import platform
 import resource
 import subprocess
@@ -97,7 +98,9 @@ def _write_about(folder: Path, config: TrainConfig) -> dict[str, Any]:
     """Writes config.yaml and run.json; a run that goes on keeps its id and notes the restart."""
     replace_file(folder / "config.yaml", to_yaml(config))
     path = folder / "run.json"
-    about: dict[str, Any] = {"id": uuid.uuid4().hex[:8], "starts": []}
+    # W&B's agent says in the environment which of its runs this is.
+    run_id = os.environ.get("WANDB_RUN_ID") or uuid.uuid4().hex[:8]
+    about: dict[str, Any] = {"id": run_id, "starts": []}
     if path.exists():
         try:
             about = json.loads(path.read_bytes())
