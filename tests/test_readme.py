@@ -78,23 +78,31 @@ def test_python_examples(folder) -> None:
     assert (folder / "site.json").is_file()
 
 
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
 @pytest.mark.fast
 def test_results_are_those_of_the_files() -> None:
-    shown = re.findall(r"<!-- results: (\S+) -->\n\n?(.*?)\n\n?<!-- end -->", README, re.DOTALL)
-    assert [name for name, _ in shown] == [
-        "benchmarks/results/paper/table.md",
-        "benchmarks/results/speed.md",
-        "benchmarks/results/layers.md",
-    ]
-    methods = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
-    more = re.findall(r"<!-- results: (\S+) -->\n\n?(.*?)\n\n?<!-- end -->", methods, re.DOTALL)
-    assert [name for name, _ in more] == [
-        "benchmarks/results/edge/table.md",
-        "benchmarks/results/edge_large/table.md",
-        "benchmarks/results/quality.md",
-    ]
-    for name, text in shown + more:
+    shown = {
+        name: text
+        for page in PAGES
+        for name, text in re.findall(
+            r"<!-- results: (\S+) -->\n\n?(.*?)\n\n?<!-- end -->",
+            page.read_text("utf-8"),
+            re.DOTALL,
+        )
+    }
+    names = "paper/table speed layers edge/table edge_large/table quality endurance scaling"
+    assert set(shown) == {f"benchmarks/results/{name}.md" for name in names.split()}
+    for name, text in shown.items():
         assert text.strip() == (ROOT / name).read_text(encoding="utf-8").strip(), name
+
+
+@pytest.mark.fast
+def test_links_between_pages_lead_somewhere() -> None:
+    for page in PAGES:
+        for link in re.findall(r"\]\((?!https?:)([^)#\s]+)", page.read_text("utf-8")):
+            assert (page.parent / link).exists(), f"{page.name}: {link}"
 
 
 @pytest.mark.fast
