@@ -23,8 +23,7 @@ _ONE_OF = {"users": "user", "batches": "batch", "servers": "server", "candidates
 def explain(learner: Learner, state: LearnerState) -> str:
     """The first number that is not finite in the update that `state` cannot make, and its place.
 
-    Causes before consequences: parameters, instances, observations, rewards, gradients, and last
-    the parameters that the update would have led to.
+    Causes before consequences: parameters, instances, observations, rewards, gradients.
     """
     numbers = jax.device_get(_numbers(learner, state))
     found = (
@@ -33,29 +32,26 @@ def explain(learner: Learner, state: LearnerState) -> str:
         *_in_record("observation", numbers["observation"], _BATCH, ()),
         *_in_array("reward", numbers["reward"], _BATCH),
         *_in_tree("gradient of", numbers["gradient"]),
-        *_in_tree("updated parameter", numbers["updated"]),
     )
-    return found[0] if found else "a number that is not finite, which cannot be found again"
+    return found[0] if found else "the optimiser's step, from numbers that are all finite"
 
 
 @partial(jax.jit, static_argnums=0)
 def _numbers(learner: Learner, state: LearnerState) -> dict[str, Any]:
-    """The update of `state` once more, with everything that `learner.update` judges."""
-    _, sample_key, roll_key, shuffle_key = jax.random.split(state.key, 4)
+    """What the update of `state` is made from, once more; the gradient is that of all samples."""
+    _, sample_key, roll_key, _ = jax.random.split(state.key, 4)
     instances, final, batch = learning.collect(learner, state.params, sample_key, roll_key)
     targets = learning.advantages(learner, instances, final, batch)
     progress = state.step / learner.config.updates
     gradient, _ = jax.grad(learning.loss, argnums=1, has_aux=True)(
         learner, state.params, instances, batch, targets, progress
     )
-    updated, _ = learning.optimize(learner, state, instances, batch, targets, shuffle_key)
     return {
         "parameter": state.params,
         "instance": instances,
         "observation": batch.observation,
         "reward": batch.reward,
         "gradient": gradient,
-        "updated": updated.params,
     }
 
 

@@ -110,6 +110,7 @@ def test_two_processes_agree(pair) -> None:
         assert "config is 'nowhere'; must be a YAML file" in found["refused"]
 
 
+@pytest.mark.slow
 def test_only_sums_travel(tmp_path) -> None:
     """No array of the batch is gathered: a gradient, a count and the metrics are summed."""
     [found] = findings(child(["tests/spread.py", "trace", written(WIDE, tmp_path)], 8))

@@ -44,6 +44,7 @@ def trained(tmp_path_factory) -> Path:
     return folder / "four"
 
 
+@pytest.mark.slow
 def test_a_member_learns_as_alone(trained, tmp_path) -> None:
     config = folders.read_config(trained / GOOD[1])
     assert config == replace(TINY, seed=1)
@@ -78,6 +79,7 @@ def test_a_member_that_diverges_leaves_the_others_alone(trained) -> None:
         assert about["diverged"] == len(rows) + 1
 
 
+@pytest.mark.slow
 def test_a_population_goes_on(trained, tmp_path) -> None:
     """Stopped by SIGTERM after two updates, gone on with after one member lost its last save."""
     members, folder = read_members(trained), tmp_path / "again"

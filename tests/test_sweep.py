@@ -708,6 +708,7 @@ def test_ctrl_c_ends_all_trainings(program, tmp_path) -> None:
     assert not any(Path(f"/proc/{pid}").exists() for pid in trainings)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick_compiler")
 def test_a_sweep_whose_worker_is_killed(tmp_path) -> None:
     """The real thing: two trainings, one of them killed, and a best configuration that trains."""
