@@ -17,7 +17,7 @@ from test_runs import tiny
 from tracked import FAULTS, OFFLINE, Fault, Loop, go_through, small_disk
 from wandb_server import Server
 
-from offload_jax import cli, courier, folders, mirror, runs
+from offload_jax import cli, courier, folders, manifest, mirror, runs
 from offload_jax.tracking import TrackingConfig
 
 
@@ -226,8 +226,12 @@ def test_sync_of_a_run_that_was_never_online(server, tmp_path, capsys) -> None:
     loop.rows(6)
     loop.finish()
     for step in (2, 4, 6):
-        (loop.folder / "checkpoints" / str(step) / "part").mkdir(parents=True)
-        (loop.folder / "checkpoints" / str(step) / "part" / "weights").write_bytes(bytes(step))
+        folder = loop.folder / "checkpoints" / str(step)
+        about = json.dumps({"gap": 1 / step}).encode()
+        for part, content in (("state", bytes(step)), ("about", about)):
+            (folder / part).mkdir(parents=True)
+            (folder / part / "metadata").write_bytes(content)
+        manifest.seal(folder)
     (loop.folder / "checkpoints" / "8.being-written").mkdir()
     before = sorted(loop.folder.rglob("*"))
     words = ["sync", str(loop.folder), "--project", "elsewhere"]
@@ -237,9 +241,9 @@ def test_sync_of_a_run_that_was_never_online(server, tmp_path, capsys) -> None:
     assert f"see {server.url}/tester/elsewhere/runs/late" in said
     [artifact] = [a for a in server.artifacts if a["artifactTypeName"] == "checkpoint"]
     assert set(artifact["aliases"]) == {"best", "latest", "step-6"}
-    assert {name: server.uploads[path] for name, path in artifact["files"].items()} == {
-        "part/weights": 6
-    }
+    sizes = {name: server.uploads[path] for name, path in artifact["files"].items()}
+    assert sizes["state/metadata"] == 6
+    assert set(sizes) == {"state/metadata", "about/metadata", manifest.NAME}
     assert cli.main(words) == 0
     assert "0 of 6 rows are new there, all are there now" in capsys.readouterr().out
     assert [row["step"] for row in server.runs["late"].history] == [1, 2, 3, 4, 5, 6]
