@@ -100,7 +100,8 @@ def restore(saved: Saved, like: LearnerState) -> LearnerState:
     target: Any = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
     try:
         with ocp.StandardCheckpointer() as checkpointer:
-            return checkpointer.restore(saved.path / "state", target)
+            # resolved, as orbax refuses relative paths
+            return checkpointer.restore(saved.path.resolve() / "state", target)
     except Exception as error:
         raise CheckpointError(
             f"checkpoint {saved.path} cannot be restored ({_reason(error)}), though all of its "

@@ -163,8 +163,9 @@ def _update(learner: Learner, state: LearnerState) -> tuple[LearnerState, Metric
     targets = advantages(learner, instances, final, batch)
     updated, parts = optimize(learner, state, instances, batch, targets, shuffle_key)
     numbers = (batch.observation, batch.reward, parts, updated.params, updated.optimizer)
-    sound = learner.devices.sum(1.0 - all_finite(numbers)) == 0
-    metrics = learner.devices.mean(summarize(learner, instances, final, parts))
+    metrics = summarize(learner, instances, final, parts) | {"faulty": 1.0 - all_finite(numbers)}
+    metrics = learner.devices.mean(metrics)  # with the share of devices that met such a number
+    sound = metrics.pop("faulty") == 0
     updated = replace(updated, key=key, step=state.step + 1)
     state = jax.tree.map(lambda new, old: jnp.where(sound, new, old), updated, state)
     return state, Metrics(**metrics, sound=sound)

@@ -69,6 +69,12 @@ def test_what_is_saved_comes_back(folder) -> None:
         assert same(restore(saved, state_at(0)), state_at(saved.step))
 
 
+def test_from_where_the_user_is(folder, monkeypatch) -> None:
+    monkeypatch.chdir(folder.parent)
+    saved = find(Path("checkpoints"), "latest", never)
+    assert same(restore(saved, state_at(0)), state_at(3))
+
+
 def test_nothing_saved_yet(tmp_path) -> None:
     assert find(tmp_path / "none", "latest", never) is None
     with Checkpoints(tmp_path / "new") as checkpoints:
