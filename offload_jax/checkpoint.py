@@ -335,4 +335,5 @@ def _not_of_orbax(record: logging.LogRecord) -> bool:
     exception = record.exc_info[1] if record.exc_info else None
     trace = traceback.extract_tb(exception.__traceback__) if exception else []
     places = [record.pathname, *(frame.filename for frame in trace)]
-    return not any("/orbax/" in place.replace("\\", "/") for place in places)
+    ours = any("/orbax/" in place.replace("\\", "/") for place in places)
+    return not ours and _UNFINISHED not in record.getMessage()

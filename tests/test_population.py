@@ -70,6 +70,7 @@ def test_members_keep_apart(trained) -> None:
         assert (trained / name / "learning_curve.png").exists()
 
 
+@pytest.mark.slow
 def test_a_member_that_diverges_leaves_the_others_alone(trained) -> None:
     for name in BAD:
         rows = read_rows(trained / name / "metrics.jsonl")
@@ -100,6 +101,7 @@ def test_a_population_goes_on(trained, tmp_path) -> None:
         assert [row["loss"] for row in whole[name].rows] == [row["loss"] for row in rows]
 
 
+@pytest.mark.slow
 def test_the_command_goes_on(trained, capsys) -> None:
     assert cli.main(["train", "--run", str(trained)]) == 0
     assert "best gap" in capsys.readouterr().out
