@@ -18,6 +18,9 @@ from scipy import sparse
 # Interior-point iterations stop here. The default of both, 1e-8, leaves splits off by 1e-5 of T
 # where a row's curvature is small beside the others'.
 TOLERANCE = 1e-12
+# Of DIFFCP, whose derivative suffers from what is left: at 1e-12 that of 1 problem of 1,000 was
+# off by 2 %, at 1e-13 none is by more than 1e-4.
+FINER = 1e-13
 
 
 class Program(NamedTuple):
@@ -209,7 +212,7 @@ class Diffcp:
         self._offsets = offsets[:-1]
         self._cones = cones
         tolerances = ("tol_gap_abs", "tol_gap_rel", "tol_feas")
-        self._options = {"solve_method": "Clarabel", **dict.fromkeys(tolerances, TOLERANCE)}
+        self._options = {"solve_method": "Clarabel", **dict.fromkeys(tolerances, FINER)}
 
     def solve(self, program: Program, rough: bool) -> Point:
         import diffcp
