@@ -28,10 +28,11 @@ from benchmarks import parts
 from benchmarks.damage import DAMAGES, files_of
 from benchmarks.suite import Row
 from offload_jax import folders, runs
-from offload_jax.checkpoint import CheckpointError, Checkpoints, find, restore
+from offload_jax.checkpoint import Checkpoints
 from offload_jax.config import RunConfig, TrainConfig, load_config, to_yaml
-from offload_jax.learner import LearnerConfig
+from offload_jax.hyperparameters import LearnerConfig
 from offload_jax.networks import NetworkConfig
+from offload_jax.saved import CheckpointError, find, restore
 from offload_jax.scenario import PaperScenario
 from offload_jax.tracking import TrackingConfig, read_rows
 

@@ -72,10 +72,10 @@ def _run(name: str, words: list[str], prog: str) -> int:
 
 
 def _mendable() -> tuple[type[Exception], ...]:
-    from offload_jax.checkpoint import CheckpointError
     from offload_jax.config import ConfigError
     from offload_jax.mirror import SyncError
     from offload_jax.reporting import RunError
+    from offload_jax.saved import CheckpointError
     from offload_jax.schema import SchemaError
     from offload_jax.testsets import TestSetError
 

@@ -6,9 +6,9 @@ Inside an update arrays have this device's share of the instances; on one device
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +17,9 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from offload_jax import losses, model
-from offload_jax.checks import Checks
 from offload_jax.env import EnvConfig, State, reset
 from offload_jax.features import describe, local_time, observe
+from offload_jax.hyperparameters import Hyperparameters, LearnerConfig
 from offload_jax.instance import Instance
 from offload_jax.mesh import ONE_DEVICE, Devices
 from offload_jax.networks import ActorCritic, NetworkConfig
@@ -27,59 +27,7 @@ from offload_jax.rollout import Transition, decode, encode, inverse_cdf, unroll
 from offload_jax.scenario import Scenario
 from offload_jax.types import Key
 
-Baseline = Literal["shared", "critic"]
 Parts = dict[str, Float[Array, ""]]  # of the loss, by the name of their metric
-
-
-@struct.dataclass
-class Hyperparameters:
-    """The settings that may differ within a population: traced, while all others are static."""
-
-    lr: Float[Array, ""] | float
-    max_grad_norm: Float[Array, ""] | float
-    clip: Float[Array, ""] | float
-    entropy: Float[Array, ""] | float
-    value: Float[Array, ""] | float
-    gae_decay: Float[Array, ""] | float
-
-
-@dataclass(frozen=True)
-class LearnerConfig:
-    """Settings of the learner; those also in Hyperparameters are traced, the others static."""
-
-    baseline: Baseline = "shared"  # shared: the other samples of the instance; critic: GAE
-    updates: int = 400
-    instances: int = 128  # per update
-    samples: int = 16  # trajectories of each instance
-    epochs: int = 1  # passes over the samples of one update
-    minibatches: int = 2  # optimiser steps per pass, splitting the instances
-    lr: float = 1e-3  # learning rate of Adam, falls to 0 along a cosine
-    max_grad_norm: float = 1.0  # global norm
-    clip: float = 0.2  # of PPO's probability ratio
-    entropy: float = 0.01  # weight of the entropy bonus, falls to 0 linearly
-    value: float = 0.5  # weight of the critic's error (critic baseline only)
-    gae_decay: float = 1.0  # lambda of GAE (critic baseline only)
-
-    def hyperparameters(self) -> Hyperparameters:
-        """The traced settings."""
-        return Hyperparameters(**{f.name: getattr(self, f.name) for f in fields(Hyperparameters)})
-
-    def validate(self) -> None:
-        """Raises ValueError naming the field and the allowed values."""
-        check = Checks(self, "learner")
-        check.one_of("baseline", get_args(Baseline))
-        check.counts("updates", "instances", "samples", "epochs", "minibatches")
-        if self.instances % self.minibatches:
-            raise ValueError(
-                f"learner.minibatches is {self.minibatches}; "
-                f"must divide learner.instances ({self.instances})"
-            )
-        alone = self.baseline == "shared" and self.samples < 2
-        needed = "at least 2 with learner.baseline shared, which compares samples"
-        check.require(not alone, "samples", needed)
-        check.positive("lr", "max_grad_norm", "clip")
-        check.not_negative("entropy", "value")
-        check.shares("gae_decay")
 
 
 @struct.dataclass

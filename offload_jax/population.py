@@ -19,7 +19,7 @@ import jax
 from offload_jax import folders
 from offload_jax.config import ConfigError, TrainConfig
 from offload_jax.documents import replace_file
-from offload_jax.learner import Hyperparameters
+from offload_jax.hyperparameters import Hyperparameters
 from offload_jax.mesh import Devices, find_devices
 
 Members = dict[str, TrainConfig]  # settings by the name of the member's folder

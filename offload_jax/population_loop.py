@@ -18,16 +18,18 @@ from jaxtyping import Array, Float
 
 from offload_jax import folders, runs
 from offload_jax import learner as learning
-from offload_jax.checkpoint import Checkpoints, restore
+from offload_jax.checkpoint import Checkpoints
 from offload_jax.config import TrainConfig
 from offload_jax.env import EnvConfig
+from offload_jax.hyperparameters import Hyperparameters
 from offload_jax.instance import Instance
-from offload_jax.learner import Hyperparameters, Learner, LearnerState, Metrics
+from offload_jax.learner import Learner, LearnerState, Metrics
 from offload_jax.loop import describe_needs, needs_of, stop_requests
 from offload_jax.mesh import ONE_DEVICE, Devices, local_copy
 from offload_jax.networks import NetworkConfig
 from offload_jax.population import Members, check_alike, member_devices, write_members
 from offload_jax.reporting import Row, RunError
+from offload_jax.saved import restore
 from offload_jax.tracking import MetricsFile
 from offload_jax.validation import mean_gap, validation_instances
 

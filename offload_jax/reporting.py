@@ -11,10 +11,11 @@ import jax
 import numpy as np
 
 from offload_jax import processes
-from offload_jax.checkpoint import CheckpointError, Checkpoints
+from offload_jax.checkpoint import Checkpoints
 from offload_jax.config import RunConfig
 from offload_jax.learner import LearnerState, Metrics
 from offload_jax.mirror import Mirror
+from offload_jax.saved import CheckpointError
 from offload_jax.tracking import MetricsFile
 
 Row = dict[str, int | float]

@@ -16,7 +16,7 @@ from jax.sharding import SingleDeviceSharding
 from offload_jax import folders, processes
 from offload_jax import learner as learning
 from offload_jax.charts import save as save_figure
-from offload_jax.checkpoint import CheckpointError, Checkpoints, find, restore
+from offload_jax.checkpoint import Checkpoints
 from offload_jax.config import ConfigError, TrainConfig
 from offload_jax.evaluation import reference_name
 from offload_jax.figures import learning_curve
@@ -26,6 +26,7 @@ from offload_jax.mesh import Devices
 from offload_jax.mirror import Mirror
 from offload_jax.policies import Policy
 from offload_jax.reporting import Callback, Reporter, Row
+from offload_jax.saved import CheckpointError, find, restore
 from offload_jax.tracking import MetricsFile, read_rows
 from offload_jax.value import check_all_local
 

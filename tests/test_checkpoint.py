@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 
 from offload_jax import checkpoint
-from offload_jax.checkpoint import CheckpointError, Checkpoints, find, restore
+from offload_jax.checkpoint import Checkpoints
 from offload_jax.learner import LearnerState
+from offload_jax.saved import CheckpointError, find, restore
 
 pytestmark = pytest.mark.fast
 
@@ -146,6 +147,13 @@ def test_another_configuration_is_refused(folder) -> None:
         restore(find(folder, "latest", never), other)
 
 
+def test_one_that_its_run_removes_meanwhile(folder) -> None:
+    saved = find(folder, "latest", never)
+    shutil.rmtree(saved.path)
+    with pytest.raises(CheckpointError, match="is gone: its run has just saved a newer one"):
+        restore(saved, state_at(0))
+
+
 def test_a_folder_that_cannot_be_one(tmp_path) -> None:
     (tmp_path / "c").touch()
     with pytest.raises(CheckpointError, match=r"cannot be opened .* must be a directory"):
@@ -185,7 +193,7 @@ import jax, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
 sys.path.insert(0, sys.argv[2])
 from test_checkpoint import never, same, state_at
-from offload_jax.checkpoint import find, restore
+from offload_jax.saved import find, restore
 assert jax.device_count() == 8
 mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
 like = jax.device_put(state_at(0), NamedSharding(mesh, P()))

@@ -14,7 +14,8 @@ import pytest
 from offload_jax import faults, loop, losses, runs
 from offload_jax import learner as learning
 from offload_jax.config import RunConfig, TrainConfig
-from offload_jax.learner import LearnerConfig, LearnerState
+from offload_jax.hyperparameters import LearnerConfig
+from offload_jax.learner import LearnerState
 from offload_jax.networks import NetworkConfig
 from offload_jax.reporting import RunError
 from offload_jax.scenario import PaperScenario

@@ -67,9 +67,11 @@ LAYERS = (
     "testsets",
     "losses",
     "mesh",
+    "hyperparameters",
     "learner",
     "faults",
     "manifest",
+    "saved",
     "checkpoint",
     "tracking",
     "uploader",
@@ -134,7 +136,7 @@ HOMES = {
     "moreau": ("splits.cones",),
     "matplotlib": ("charts", "figures", "sweep.picture"),
     "pyscipopt": ("baselines.scip_program",),
-    "orbax": ("checkpoint",),
+    "orbax": ("checkpoint", "saved"),
     "optuna": ("sweep.trials",),
 }
 

@@ -16,7 +16,8 @@ from probes import GAINS, OPTIMA, ProbeScenario, probes
 from offload_jax import learner as learning
 from offload_jax.env import EnvConfig, reset
 from offload_jax.features import describe, local_time, observe
-from offload_jax.learner import Learner, LearnerConfig, init, update
+from offload_jax.hyperparameters import LearnerConfig
+from offload_jax.learner import Learner, init, update
 from offload_jax.networks import NetworkConfig
 from offload_jax.rollout import decode, encode, greedy_action, sample_action, unroll
 

@@ -15,7 +15,7 @@ from test_runs import tiny
 
 from offload_jax import cli, folders, population_loop, runs
 from offload_jax.config import ConfigError, to_yaml
-from offload_jax.learner import LearnerConfig
+from offload_jax.hyperparameters import LearnerConfig
 from offload_jax.population import (
     TRACED,
     PopulationConfig,

@@ -18,12 +18,13 @@ import numpy as np
 import pytest
 
 from offload_jax import checkpoint, folders, runs
-from offload_jax.checkpoint import CheckpointError, Checkpoints
+from offload_jax.checkpoint import Checkpoints
 from offload_jax.config import ConfigError, RunConfig, TrainConfig, to_yaml
-from offload_jax.learner import LearnerConfig
+from offload_jax.hyperparameters import LearnerConfig
 from offload_jax.mesh import ONE_DEVICE
 from offload_jax.networks import NetworkConfig
 from offload_jax.reporting import Row, RunError
+from offload_jax.saved import CheckpointError
 from offload_jax.scenario import PaperScenario
 from offload_jax.tracking import MetricsFile, TrackingConfig
 

@@ -9,10 +9,10 @@ import tyro
 
 from offload_jax import folders
 from offload_jax.baselines import METHODS
-from offload_jax.checkpoint import find
 from offload_jax.commands.progress import warn
 from offload_jax.config import ConfigError, load_config, presets, to_yaml
 from offload_jax.evaluation import reference_name
+from offload_jax.saved import find
 from offload_jax.tracking import read_rows
 
 

@@ -14,10 +14,10 @@ from typing import Annotated, Any
 import tyro
 
 from offload_jax import folders, mirror
-from offload_jax.checkpoint import aliases_of, best, examine
 from offload_jax.config import ConfigError, TrainConfig
 from offload_jax.courier import Courier
 from offload_jax.mirror import SyncError
+from offload_jax.saved import aliases_of, best, examine
 from offload_jax.tracking import read_rows
 
 CURES = {

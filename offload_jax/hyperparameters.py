@@ -1,0 +1,64 @@
+"""Settings of the learner: what is static in its program, and what is traced."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Literal, get_args
+
+from flax import struct
+from jaxtyping import Array, Float
+
+from offload_jax.checks import Checks
+
+Baseline = Literal["shared", "critic"]
+
+
+@struct.dataclass
+class Hyperparameters:
+    """The settings that may differ within a population: traced, while all others are static."""
+
+    lr: Float[Array, ""] | float
+    max_grad_norm: Float[Array, ""] | float
+    clip: Float[Array, ""] | float
+    entropy: Float[Array, ""] | float
+    value: Float[Array, ""] | float
+    gae_decay: Float[Array, ""] | float
+
+
+@dataclass(frozen=True)
+class LearnerConfig:
+    """Settings of the learner; those also in Hyperparameters are traced, the others static."""
+
+    baseline: Baseline = "shared"  # shared: the other samples of the instance; critic: GAE
+    updates: int = 400
+    instances: int = 128  # per update
+    samples: int = 16  # trajectories of each instance
+    epochs: int = 1  # passes over the samples of one update
+    minibatches: int = 2  # optimiser steps per pass, splitting the instances
+    lr: float = 1e-3  # learning rate of Adam, falls to 0 along a cosine
+    max_grad_norm: float = 1.0  # global norm
+    clip: float = 0.2  # of PPO's probability ratio
+    entropy: float = 0.01  # weight of the entropy bonus, falls to 0 linearly
+    value: float = 0.5  # weight of the critic's error (critic baseline only)
+    gae_decay: float = 1.0  # lambda of GAE (critic baseline only)
+
+    def hyperparameters(self) -> Hyperparameters:
+        """The traced settings."""
+        return Hyperparameters(**{f.name: getattr(self, f.name) for f in fields(Hyperparameters)})
+
+    def validate(self) -> None:
+        """Raises ValueError naming the field and the allowed values."""
+        check = Checks(self, "learner")
+        check.one_of("baseline", get_args(Baseline))
+        check.counts("updates", "instances", "samples", "epochs", "minibatches")
+        if self.instances % self.minibatches:
+            raise ValueError(
+                f"learner.minibatches is {self.minibatches}; "
+                f"must divide learner.instances ({self.instances})"
+            )
+        alone = self.baseline == "shared" and self.samples < 2
+        needed = "at least 2 with learner.baseline shared, which compares samples"
+        check.require(not alone, "samples", needed)
+        check.positive("lr", "max_grad_norm", "clip")
+        check.not_negative("entropy", "value")
+        check.shares("gae_decay")
