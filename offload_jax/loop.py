@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -14,11 +14,9 @@ import jax
 
 from offload_jax import faults, processes
 from offload_jax import learner as learning
-from offload_jax.checkpoint import Checkpoints
-from offload_jax.config import TrainConfig
 from offload_jax.learner import Learner, LearnerState, Metrics
 from offload_jax.mesh import ONE_DEVICE, Devices, local_copy, memory_mb
-from offload_jax.reporting import Period, Reporter, Row, RunError, Saver
+from offload_jax.reporting import Recorder, RunError, gap_due, row_due
 from offload_jax.validation import validation
 
 MAX_SKIPPED = 10  # updates in a row: more are no accident
@@ -30,62 +28,47 @@ def _update(learner: Learner, state: LearnerState) -> tuple[LearnerState, Metric
 
 
 def loop(
-    config: TrainConfig,
+    recorder: Recorder,
     state: LearnerState,
-    checkpoints: Checkpoints,
-    report: Reporter,
     stop: threading.Event,
-    since_row: Sequence[Row] = (),
     devices: Devices = ONE_DEVICE,
 ) -> LearnerState:
     """Updates until all are made or `stop` is set, with rows, evaluations and checkpoints.
 
-    `since_row` are the metrics of the updates after the last row, as a checkpoint kept them. In
-    several processes, `stop` in one of them stops all after the same update.
+    In several processes, `stop` in one of them stops all after the same update.
     """
-    learner, every, updates = config.to_learner(devices), config.run, config.learner.updates
-    gap = validation(config, devices)
-    decisions = config.learner.instances * config.learner.samples * config.scenario.max_users
-    period, saver = Period(list(since_row)), Saver(every, checkpoints, report)
-    while not (stopped := processes.any_of_all(stop.is_set())) and int(state.step) < updates:
+    config = recorder.config
+    learner, gap = config.to_learner(devices), validation(config, devices)
+    stopped = False
+    while int(state.step) < config.learner.updates:
+        if stopped := processes.any_of_all(stop.is_set()):
+            break
         state, metrics = _update(learner, state)
         if metrics.sound:
-            period.add(metrics)
+            recorder.period.add(metrics)
         else:
-            state = _past_fault(config, state, saver, period)
+            state = past_fault(recorder, state)
         step = int(state.step)
-        last = step == updates
-        if step % every.log_every and step % every.eval_every and not last:
-            saver.save_if_due(state, period)
-            continue
-        row, period = period.row(step, decisions), period.next()
-        # The first row too: it shows where learning starts.
-        if step % every.eval_every == 0 or last or step == every.log_every:
-            row["gap"] = gap(state.params)
-        report.write(row)
-        if "gap" in row:  # after the row: a checkpoint on disk means that its rows are, too
-            saver.save(state, period, row["gap"])
-        else:
-            saver.save_if_due(state, period)
-        report.tell(row)
+        if row_due(config, step):
+            recorder.row(state, gap(state.params) if gap_due(config, step) else None)
+        if recorder.save_due():
+            recorder.save(state)
     if stopped:
-        saver.save(state, period)
+        recorder.save(state)
     return state
 
 
-def _past_fault(
-    config: TrainConfig, state: LearnerState, saver: Saver, period: Period
-) -> LearnerState:
+def past_fault(recorder: Recorder, state: LearnerState) -> LearnerState:
     """Skips the update that `state` cannot make, or raises RunError, the state saved."""
-    step = int(state.step)
+    config, period, step = recorder.config, recorder.period, int(state.step)
     cause = f"update {step + 1}: {faults.explain(config.to_learner(), local_copy(state))}"
     if config.run.not_finite == "skip" and period.skipped_in_a_row < MAX_SKIPPED:
         if processes.is_first():
-            saver.report.warn(f"skipped {cause}")
+            recorder.report.warn(f"skipped {cause}")
         period.skip()
         return learning.skip(state)
-    saver.save(state, period)
-    saver.checkpoints.wait()
+    recorder.save(state)
+    recorder.checkpoints.wait()
     raise RunError(
         f"training diverged at {cause}. That update was not applied, and a checkpoint of update "
         f"{step} is kept. Start a new run with a lower learner.lr or learner.max_grad_norm, or go "

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,11 +24,12 @@ from offload_jax.env import EnvConfig
 from offload_jax.hyperparameters import Hyperparameters
 from offload_jax.instance import Instance
 from offload_jax.learner import Learner, LearnerState, Metrics
-from offload_jax.loop import describe_needs, needs_of, stop_requests
+from offload_jax.loop import describe_needs, needs_of, past_fault, stop_requests
 from offload_jax.mesh import ONE_DEVICE, Devices, local_copy
+from offload_jax.mirror import Mirror
 from offload_jax.networks import NetworkConfig
 from offload_jax.population import Members, check_alike, member_devices, write_members
-from offload_jax.reporting import Row, RunError
+from offload_jax.reporting import Recorder, Reporter, Row, RunError, gap_due, row_due
 from offload_jax.saved import restore
 from offload_jax.tracking import MetricsFile
 from offload_jax.validation import mean_gap, validation_instances
@@ -46,8 +47,8 @@ def train_population(
     """Trains all members, or goes on with those in `folder`, from the newest update they share.
 
     As `runs.train` for each of them, but W&B is left out, and a member that diverges is told of by
-    `warn` and gets no further rows (nor a result, where it has no checkpoint), while the others go
-    on. They are dealt to the devices: to as many as get equal numbers of them.
+    `warn` and gets neither further rows nor a result, while the others go on. They are dealt to the
+    devices: to as many as get equal numbers of them.
 
     Raises ConfigError for settings that are impossible or differ in more than Hyperparameters and
     seed, RunError where all members have diverged.
@@ -63,17 +64,17 @@ def train_population(
         states = _start(group)
         step = int(states.step[0])
         for member in group:
-            member.open_rows(step, stack)
+            member.open(step, stack)
         learner = group[0].config.to_learner(devices)
         traced, states = devices.deal((_traced(group), states))
         if tell:
             needs = needs_of(_update_all.lower(learner, traced, states), devices)
             tell(f"{len(group)} members; {describe_needs(needs)}")
-        step = _loop(group, learner, traced, states, stop, callbacks, warn)
+        step = _loop(group, learner, traced, states, step, stop, callbacks)
         for member in group:
             member.finish(step, time.perf_counter() - started)
-        learned = [member for member in group if member.checkpoints.good]
-    return {m.name: runs.read_result(m.folder, m.config, step) for m in learned}
+    going = [member for member in group if not member.diverged]
+    return {m.name: runs.read_result(m.folder, m.config, step) for m in going}
 
 
 class _Member:
@@ -87,24 +88,40 @@ class _Member:
         stack: ExitStack,
         warn: Callable[[str], None],
     ) -> None:
-        self.name, self.config, self.folder = name, config, parent / name
+        self.name, self.config, self.folder, self.warn = name, config, parent / name, warn
         self.about = stack.enter_context(folders.claimed(self.folder, config))
         folder = self.folder / "checkpoints"
         kept = {"config": asdict(config), "versions": self.about["starts"][-1]["versions"]}
         self.checkpoints = stack.enter_context(Checkpoints(folder, config.run.keep, kept, warn))
         self.diverged = "diverged" in self.about
 
-    def open_rows(self, step: int, stack: ExitStack) -> None:
-        self.metrics = MetricsFile(self.folder / "metrics.jsonl", up_to_step=step)
-        stack.callback(self.metrics.close)
+    def open(self, step: int, stack: ExitStack) -> None:
+        """Opens its rows, those up to a step, to go on from there."""
+        metrics = MetricsFile(self.folder / "metrics.jsonl", up_to_step=step)
+        stack.callback(metrics.close)
+        off = replace(self.config.tracking, wandb="off")
+        mirror = stack.enter_context(Mirror(off, self.folder, self.about["id"], {}, self.warn))
+        report = Reporter(metrics, mirror, (), self.config.run, self.warn)
+        at_step = [saved for saved in self.checkpoints.good if saved.step == step]
+        since_row = at_step[0].about["since_row"] if at_step else ()
+        self.recorder = Recorder(self.config, self.checkpoints, report, since_row)
 
-    def diverges(self, step: int) -> None:
-        """It stays in the program, but nothing more is written of it, also when it goes on."""
-        self.diverged = True
-        self.about["diverged"] = step
-        folders.save_about(self.folder, self.about)
+    def past_fault(self, state: LearnerState) -> LearnerState:
+        """The state after the update that could not be made, or as it is where that diverges.
+
+        A member that diverges stays in the program, but nothing more is written of it.
+        """
+        try:
+            return past_fault(self.recorder, state)
+        except RunError as error:
+            self.diverged = True
+            self.about["diverged"] = int(state.step) + 1
+            folders.save_about(self.folder, self.about)
+            self.warn(f"{self.name}: {error} The others go on.")
+            return state
 
     def finish(self, step: int, seconds: float) -> None:
+        self.recorder.report.finish()
         self.checkpoints.wait()
         runs.finish(self.folder, self.config, self.about, step, seconds)
 
@@ -177,85 +194,72 @@ def _loop(
     learner: Learner,
     traced: Hyperparameters,
     states: LearnerState,
+    step: int,
     stop: threading.Event,
     callbacks: Sequence[Callback],
-    warn: Callable[[str], None],
 ) -> int:
-    """Updates until all are made or `stop` is set; how many there are then."""
-    every, updates, step = group[0].config.run, learner.config.updates, int(states.step[0])
-    if step >= updates:
+    """Updates after `step` until all are made or `stop` is set; how many there are then."""
+    config = group[0].config
+    if step >= config.learner.updates:
         return step
     validation_gaps = _validation(group, learner.devices)
-    decisions = learner.config.instances * learner.config.samples * learner.scenario.max_users
-    pending, since = [], time.perf_counter()
-    while step < updates and not stop.is_set():
+    while step < config.learner.updates and not stop.is_set():
         states, metrics = _update_all(learner, traced, states)
-        pending.append(metrics)
         step += 1
-        last = step == updates
-        if step % every.log_every and step % every.eval_every and not last:
-            continue
-        seconds = time.perf_counter() - since
-        rows = _rows(pending, step, seconds, decisions)
-        if step % every.eval_every == 0 or last or step == every.log_every:
-            gaps = validation_gaps(states.params)
-            rows = [row | {"gap": float(gap)} for row, gap in zip(rows, gaps, strict=True)]
-        written = _write(group, rows, warn)
-        if "gap" in rows[0]:  # after the rows: a checkpoint on disk means that they are, too
-            _save(group, states, [row["gap"] for row in rows])
-        for callback in callbacks:
-            callback(written)
-        pending, since = [], time.perf_counter()
+        states = _record(group, learner.devices, states, metrics)
+        if row_due(config, step):
+            gaps = validation_gaps(states.params) if gap_due(config, step) else None
+            rows = {m.name: m.recorder.row(*now) for m, now in _going_on(group, states, gaps)}
+            for callback in callbacks:
+                callback(rows)
+        if any(member.recorder.save_due() for member in group):
+            _save(group, states)
     if stop.is_set():
-        _save(group, states, [None] * len(group))
+        _save(group, states)
     return step
 
 
-def _rows(pending: Sequence[Metrics], step: int, seconds: float, decisions: int) -> list[Row]:
-    """Each member's mean metrics of some updates that took `seconds` for all members together."""
-    found = jax.device_get(pending)
-    means = {f.name: np.mean([getattr(m, f.name) for m in found], axis=0) for f in fields(Metrics)}
-    del means["sound"]
-    common = {
-        "step": step,
-        "seconds": seconds,
-        "decisions_per_s": decisions * len(pending) / seconds,  # of one member
-    }
-    members = range(len(means["score"]))
-    return [{name: float(x[i]) for name, x in means.items()} | common for i in members]
+def _record(
+    group: Sequence[_Member], devices: Devices, states: LearnerState, metrics: Metrics
+) -> LearnerState:
+    """Keeps every member's metrics of an update; the states, past the updates that failed.
 
-
-def _write(
-    group: Sequence[_Member], rows: Sequence[Row], warn: Callable[[str], None]
-) -> dict[str, Row]:
-    """Writes the rows of the members that go on, and returns them by name."""
-    written = {}
-    for member, row in zip(group, rows, strict=True):
-        if _goes_on(member, row, warn):
-            member.metrics.append(row)
-            written[member.name] = row
-    if not written:
+    Raises RunError where all members have diverged.
+    """
+    found, past = jax.device_get(metrics), {}
+    for i, member in enumerate(group):
+        if member.diverged:
+            continue
+        if found.sound[i]:
+            member.recorder.period.add(_taken(found, i))
+        else:
+            past[i] = member.past_fault(_taken(local_copy(states), i))
+    if all(member.diverged for member in group):
         raise RunError(
-            f"all members diverged before update {rows[0]['step']}. Their checkpoints remain; "
-            "start anew with lower learner.lr or learner.max_grad_norm."
+            "all members have diverged. Their checkpoints remain; start anew with lower "
+            "learner.lr or learner.max_grad_norm."
         )
-    return written
-
-
-def _goes_on(member: _Member, row: Row, warn: Callable[[str], None]) -> bool:
-    """Whether a member's numbers are finite, and were; says so once where they are not."""
-    bad = [name for name, value in row.items() if not np.isfinite(value)]
-    if bad and not member.diverged:
-        member.diverges(int(row["step"]))
-        warn(
-            f"{member.name} diverged before update {row['step']}: {bad[0]} is {row[bad[0]]}. It "
-            "gets no further rows or checkpoints; the others go on."
-        )
-    return not member.diverged
-
-
-def _save(group: Sequence[_Member], states: LearnerState, gaps: Sequence[float | None]) -> None:
+    if not past:
+        return states
     whole = local_copy(states)
-    for i, (member, gap) in enumerate(zip(group, gaps, strict=True)):
+    return devices.deal(_stacked([past.get(i, _taken(whole, i)) for i in range(len(group))]))
+
+
+def _taken(tree: Any, i: int) -> Any:
+    """One member's share of leaves (members, ...)."""
+    return jax.tree.map(lambda x: x[i], tree)
+
+
+def _going_on(
+    group: Sequence[_Member], states: LearnerState, gaps: np.ndarray | None = None
+) -> Iterator[tuple[_Member, tuple[LearnerState, float | None]]]:
+    """The members that have not diverged, with state and gap."""
+    whole = local_copy(states)
+    for i, member in enumerate(group):
         if not member.diverged:
-            member.checkpoints.save(jax.tree.map(lambda x, i=i: x[i], whole), gap)
+            yield member, (_taken(whole, i), None if gaps is None else float(gaps[i]))
+
+
+def _save(group: Sequence[_Member], states: LearnerState) -> None:
+    for member, (state, _) in _going_on(group, states):
+        member.recorder.save(state)

@@ -12,7 +12,7 @@ import numpy as np
 
 from offload_jax import processes
 from offload_jax.checkpoint import Checkpoints
-from offload_jax.config import RunConfig
+from offload_jax.config import RunConfig, TrainConfig
 from offload_jax.learner import LearnerState, Metrics
 from offload_jax.mirror import Mirror
 from offload_jax.saved import CheckpointError
@@ -69,15 +69,15 @@ class Reporter:
         metrics: MetricsFile | None,
         mirror: Mirror,
         callbacks: Sequence[Callback],
-        may_fail: bool = False,
-        warn: Callable[[str], None] = print,
+        run: RunConfig,
+        warn: Callable[[str], None],
     ) -> None:
-        """Where writing `may_fail`, rows wait in memory until it works again.
+        """Where writing may fail (run.failed_save), rows wait in memory until it works again.
 
         Without a file, as in every process but the first one, rows go nowhere.
         """
         self.metrics, self.mirror, self.callbacks = metrics, mirror, callbacks
-        self.may_fail, self.warn = may_fail, warn
+        self.run, self.warn = run, warn
         self._waiting: list[Row] = []
 
     def behind(self) -> bool:
@@ -90,7 +90,7 @@ class Reporter:
         try:
             self.finish()
         except RunError as error:
-            if not self.may_fail:
+            if self.run.failed_save == "stop":
                 raise
             self.warn(f"{error} Training goes on; {len(self._waiting)} rows wait.")
 
@@ -117,28 +117,62 @@ class Reporter:
             callback(row)
 
 
-class Saver:
-    """Saves the state, often enough; where saving may fail (run.failed_save), training goes on."""
+def row_due(config: TrainConfig, step: int) -> bool:
+    """Whether a row of metrics is written after an update."""
+    return step % config.run.log_every == 0 or gap_due(config, step)
 
-    def __init__(self, run: RunConfig, checkpoints: Checkpoints, report: Reporter) -> None:
-        self.checkpoints, self.report, self.run = checkpoints, report, run
-        self._last = time.monotonic()
 
-    def save_if_due(self, state: LearnerState, period: Period) -> None:
-        """Saves where `run.save_s` have passed since the last time."""
-        if processes.any_of_all(time.monotonic() - self._last >= self.run.save_s):
-            self.save(state, period)
+def gap_due(config: TrainConfig, step: int) -> bool:
+    """Whether that row has a gap. The first one has, too: it shows where learning starts."""
+    every = config.run
+    return step % every.eval_every == 0 or step in (every.log_every, config.learner.updates)
 
-    def save(self, state: LearnerState, period: Period, gap: float | None = None) -> None:
+
+class Recorder:
+    """Of one run: its rows, and its state often enough.
+
+    Where saving may fail (run.failed_save), training goes on.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        checkpoints: Checkpoints,
+        report: Reporter,
+        since_row: Sequence[Row] = (),
+    ) -> None:
+        """`since_row` are the metrics of updates after the last row, as a checkpoint has them."""
+        self.config, self.checkpoints, self.report = config, checkpoints, report
+        self.period = Period(list(since_row))
+        self._saved = time.monotonic()
+
+    def row(self, state: LearnerState, gap: float | None) -> Row:
+        """Writes the row of the updates since the last one, and saves where there is a `gap`."""
+        learner = self.config.learner
+        decisions = learner.instances * learner.samples * self.config.scenario.max_users
+        row, self.period = self.period.row(int(state.step), decisions), self.period.next()
+        if gap is not None:
+            row["gap"] = gap
+        self.report.write(row)
+        if gap is not None:  # after the row: a checkpoint on disk means that its rows are, too
+            self.save(state, gap)
+        self.report.tell(row)
+        return row
+
+    def save_due(self) -> bool:
+        """Whether `run.save_s` have passed since the last save, in any process."""
+        return processes.any_of_all(time.monotonic() - self._saved >= self.config.run.save_s)
+
+    def save(self, state: LearnerState, gap: float | None = None) -> None:
         """Raises CheckpointError where this save or the one before it fails, unless it may."""
-        self._last = time.monotonic()
+        self._saved = time.monotonic()
         if processes.any_of_all(self.report.behind()):
             return  # rows that a resumed run would lack
-        save = partial(self.checkpoints.save, state, gap, since_row=period.updates)
+        save = partial(self.checkpoints.save, state, gap, since_row=self.period.updates)
         for write in (self.checkpoints.wait, save):  # the one before may have failed: that is told
             try:
                 write()
             except CheckpointError as error:
-                if self.run.failed_save == "stop":
+                if self.config.run.failed_save == "stop":
                     raise
                 self.report.warn(f"{error} Training goes on.")

@@ -25,7 +25,7 @@ from offload_jax.loop import describe_needs, loop, prepare, stop_requests
 from offload_jax.mesh import Devices
 from offload_jax.mirror import Mirror
 from offload_jax.policies import Policy
-from offload_jax.reporting import Callback, Reporter, Row
+from offload_jax.reporting import Callback, Recorder, Reporter, Row
 from offload_jax.saved import CheckpointError, find, restore
 from offload_jax.tracking import MetricsFile, read_rows
 from offload_jax.value import check_all_local
@@ -112,10 +112,9 @@ def _trained(
             tell(describe_needs(needs))
         rows = folder / "metrics.jsonl"
         metrics = MetricsFile(rows, up_to_step=int(state.step)) if first else None
-        may_fail = config.run.failed_save == "go-on"
-        report = Reporter(metrics, mirror, callbacks, may_fail, warn)
+        report = Reporter(metrics, mirror, callbacks, config.run, warn)
         try:
-            state = loop(config, state, checkpoints, report, stop, since_row, devices)
+            state = loop(Recorder(config, checkpoints, report, since_row), state, stop, devices)
             report.finish()
         finally:
             if metrics:
