@@ -114,18 +114,8 @@ def step(
         batch = jnp.where(pick(action - 1, room.astype(jnp.float32)) > 0, action, DENY)
         stops = jnp.zeros_like(state.stopped)
     assignment = jnp.where(chosen, batch, state.assignment).astype(jnp.int32)
-    placed = model.place(instance, assignment)
-    solution = solve_placed(instance, placed, env.solver)
-    granted = replace(
-        state,
-        assignment=assignment,
-        load=placed.load,
-        split=solution.split,
-        price=solution.price,
-        gain=gain(instance, placed, solution.split, env.solver),
-    )
+    granted, possible = _assigned(instance, state, assignment, env)
     if splits_config(env.solver).rules:
-        possible = solution.status != Status.INFEASIBLE
         granted = jax.tree.map(lambda new, old: jnp.where(possible, new, old), granted, state)
     following = replace(
         granted,
@@ -137,6 +127,43 @@ def step(
         return following, model.score(instance, following.gain - state.gain)
     last = following.time == instance.num_users
     return following, jnp.where(last, model.score(instance, following.gain), 0)
+
+
+def release(
+    instance: Instance,
+    assignment: Int[Array, "users *batch"],
+    released: Bool[Array, "users *batch"],
+    env: EnvConfig = EnvConfig(),
+) -> State:
+    """A plan in which the `released` users are undecided again and all others stay as they are.
+
+    As many decisions follow as users were released; in arrival and sorted order they come in that
+    order. Raises ValueError for impossible settings.
+    """
+    start = reset(instance, env)
+    released = released & instance.mask
+    kept = jnp.where(released, DENY, assignment).astype(jnp.int32)
+    state, _ = _assigned(instance, start, kept, env)
+    earlier = released & (start.turn[:, None] > start.turn[None])  # (users, users before them)
+    turn = jnp.sum(earlier, axis=1).astype(jnp.int32)
+    return replace(state, decided=~released, turn=jnp.where(released, turn, instance.num_users))
+
+
+def _assigned(
+    instance: Instance, state: State, assignment: Int[Array, "users *batch"], env: EnvConfig
+) -> tuple[State, Bool[Array, "*batch"]]:
+    """The state with another assignment, and whether the solver's constraints leave it splits."""
+    placed = model.place(instance, assignment)
+    solution = solve_placed(instance, placed, env.solver)
+    state = replace(
+        state,
+        assignment=assignment,
+        load=placed.load,
+        split=solution.split,
+        price=solution.price,
+        gain=gain(instance, placed, solution.split, env.solver),
+    )
+    return state, solution.status != Status.INFEASIBLE
 
 
 def num_actions(num_users: int, num_batches: int, env: EnvConfig) -> int:

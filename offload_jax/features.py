@@ -28,6 +28,7 @@ class Description:
     users: Float[Array, "users user_features *batch"]
     batches: Float[Array, "batches batch_features *batch"]
     pairs: Float[Array, "users batches pair_features *batch"]
+    links: Float[Array, "batches batches link_features *batch"]  # what a batch does to another
     mask: Bool[Array, "users *batch"]  # True for real users
 
 
@@ -88,11 +89,15 @@ def describe(instance: Instance) -> Description:
         instance.accuracy_centre,
     )
     pairs = [*levels, floor, slope * steps / 10, centre / steps]
+    slowed = instance.interference * mean_demand * steps / unit
+    shared = (instance.server[:, None] == instance.server[None]).astype(slowed.dtype)
+    links = [jnp.log1p(slowed), shared]
     real = instance.mask
     return Description(
         users=jnp.where(real[:, None], jnp.stack(users, axis=1), 0),
         batches=jnp.stack(batches, axis=1),
         pairs=jnp.where(real[:, None, None], jnp.stack(pairs, axis=2), 0),
+        links=jnp.stack(links, axis=2),
         mask=real,
     )
 

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 from offload_jax.checks import Checks
 
 Baseline = Literal["shared", "critic"]
+Objective = Literal["surrogate", "preference"]
 
 
 @struct.dataclass
@@ -23,6 +24,7 @@ class Hyperparameters:
     entropy: Float[Array, ""] | float
     value: Float[Array, ""] | float
     gae_decay: Float[Array, ""] | float
+    sharpness: Float[Array, ""] | float
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class LearnerConfig:
     """Settings of the learner; those also in Hyperparameters are traced, the others static."""
 
     baseline: Baseline = "shared"  # shared: the other samples of the instance; critic: GAE
+    objective: Objective = "surrogate"  # PPO's; preference: best sample against the others
     updates: int = 400
     instances: int = 128  # per update
     samples: int = 16  # trajectories of each instance
@@ -41,6 +44,7 @@ class LearnerConfig:
     entropy: float = 0.01  # weight of the entropy bonus, falls to 0 linearly
     value: float = 0.5  # weight of the critic's error (critic baseline only)
     gae_decay: float = 1.0  # lambda of GAE (critic baseline only)
+    sharpness: float = 0.1  # of preferences, per nat of log-probability (preference only)
 
     def hyperparameters(self) -> Hyperparameters:
         """The traced settings."""
@@ -50,6 +54,7 @@ class LearnerConfig:
         """Raises ValueError naming the field and the allowed values."""
         check = Checks(self, "learner")
         check.one_of("baseline", get_args(Baseline))
+        check.one_of("objective", get_args(Objective))
         check.counts("updates", "instances", "samples", "epochs", "minibatches")
         if self.instances % self.minibatches:
             raise ValueError(
@@ -59,6 +64,8 @@ class LearnerConfig:
         alone = self.baseline == "shared" and self.samples < 2
         needed = "at least 2 with learner.baseline shared, which compares samples"
         check.require(not alone, "samples", needed)
-        check.positive("lr", "max_grad_norm", "clip")
+        both = self.objective == "preference" and self.baseline == "critic"
+        check.require(not both, "objective", "surrogate with learner.baseline critic")
+        check.positive("lr", "max_grad_norm", "clip", "sharpness")
         check.not_negative("entropy", "value")
         check.shares("gae_decay")

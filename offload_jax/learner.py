@@ -249,11 +249,18 @@ def loss(
     logits, values = jax.vmap(lambda seen: decode(network, params, encoding, seen))(
         batch.observation
     )
-    log_ratio = _map3(losses.log_prob)(logits, batch.action) - batch.log_prob
+    log_prob = _map3(losses.log_prob)(logits, batch.action)
     real = batch.real.astype(values.dtype)
     count = jnp.maximum(learner.devices.sum(jnp.sum(real)), 1)
-    surrogate = losses.clipped_surrogate(log_ratio, targets.advantage, traced.clip)
-    policy_loss = jnp.sum(surrogate * real) / count
+    if learner.config.objective == "preference":
+        total_log_prob, gained = (jnp.sum(x, axis=0) for x in (log_prob * real, batch.reward))
+        preference = jax.vmap(losses.preference, in_axes=(0, 0, None))
+        each = preference(total_log_prob, gained, traced.sharpness)
+        policy_loss = jnp.sum(each) / learner.devices.sum(jnp.sum(jnp.ones_like(each)))
+    else:
+        log_ratio = log_prob - batch.log_prob
+        surrogate = losses.clipped_surrogate(log_ratio, targets.advantage, traced.clip)
+        policy_loss = jnp.sum(surrogate * real) / count
     entropy = jnp.sum(_map3(losses.entropy)(logits) * real) / count
     error = jnp.sum(losses.value_error(values, targets.value) * real) / count
     total = policy_loss - traced.entropy * (1 - progress) * entropy

@@ -30,6 +30,7 @@ class NetworkConfig:
     layers: int = 2  # of the encoder
     heads: int = 4
     residual: bool = True  # logits start from the reduced gains
+    relations: bool = True  # attention sees pairs of user and batch, and of two batches
     dtype: Dtype = "float32"  # of embeddings; parameters, logits and values stay in float32
 
     def validate(self) -> None:
@@ -67,7 +68,10 @@ class ActorCritic(nn.Module):
         width, dtype = self.config.width, self.config.narrow()
         dense = partial(nn.Dense, width, dtype=dtype)
         self.embed_users, self.embed_batches, self.embed_pairs = dense(), dense(), dense()
-        self.blocks = [Block(width, self.config.heads, dtype) for _ in range(self.config.layers)]
+        config = self.config
+        self.blocks = [
+            Block(width, config.heads, config.relations, dtype) for _ in range(config.layers)
+        ]
         self.norm = nn.LayerNorm(dtype=dtype)
         self.keys = {name: dense(use_bias=False, name=f"key_{name}") for name in _KEYS}
         self.step_pairs, self.step_overall = dense(), dense()
@@ -92,7 +96,7 @@ class ActorCritic(nn.Module):
         tokens = jnp.concatenate([users, batches])
         visible = jnp.concatenate([description.mask, jnp.ones(batches.shape[0], bool)])
         for block in self.blocks:
-            tokens = block(tokens, visible)
+            tokens = block(tokens, visible, description.pairs, description.links)
         tokens = self.norm(tokens)
         users, batches = tokens[: users.shape[0]], tokens[users.shape[0] :]
         overall = jnp.einsum("n,nw->w", real, users) / count
@@ -151,26 +155,56 @@ _KEYS = ("user", "batch", "pair", "overall", "undecided", "granted")
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block over the tokens of one instance."""
+    """Pre-norm transformer block over the users and batches of one instance.
+
+    With `relations` every head also sees what two tokens are to each other: a user's gains in a
+    batch, and how batches slow each other down.
+    """
 
     width: int
     heads: int
+    relations: bool
     dtype: Any = None
 
     @nn.compact
     def __call__(
-        self, tokens: Float[Array, "tokens width"], visible: Bool[Array, "tokens"]
+        self,
+        tokens: Float[Array, "tokens width"],
+        visible: Bool[Array, "tokens"],
+        pairs: Float[Array, "users batches pair_features"],
+        links: Float[Array, "batches batches link_features"],
     ) -> Float[Array, "tokens width"]:
         size, dtype = self.width // self.heads, self.dtype
         x = nn.LayerNorm(dtype=dtype)(tokens)
         query, key, value = (nn.DenseGeneral((self.heads, size), dtype=dtype)(x) for _ in range(3))
         weights = _wide(jnp.einsum("qhd,khd->hqk", query, key)) / size**0.5
+        if self.relations:
+            weights = weights + _wide(self._relation(pairs, links))
         weights = jax.nn.softmax(jnp.where(visible, weights, -jnp.inf), axis=-1)
         mixed = jnp.einsum("hqk,khd->qhd", weights.astype(value.dtype), value)
         mixed = mixed.reshape(tokens.shape[0], self.width)
         tokens = tokens + nn.Dense(self.width, dtype=dtype)(mixed)
         x = nn.Dense(2 * self.width, dtype=dtype)(nn.LayerNorm(dtype=dtype)(tokens))
         return tokens + nn.Dense(self.width, dtype=dtype)(jax.nn.gelu(x))
+
+    def _relation(
+        self,
+        pairs: Float[Array, "users batches pair_features"],
+        links: Float[Array, "batches batches link_features"],
+    ) -> Float[Array, "heads tokens tokens"]:
+        """Added to the attention's logits; two users are nothing to each other."""
+
+        def per_head(name: str, x: Array) -> Array:
+            return nn.Dense(self.heads, use_bias=False, dtype=self.dtype, name=name)(x)
+
+        to_batches = per_head("user_to_batch", pairs)
+        to_users = jnp.swapaxes(per_head("batch_to_user", pairs), 0, 1)
+        users = jnp.zeros((pairs.shape[0], *to_users.shape[1:]), to_users.dtype)
+        rows = [
+            jnp.concatenate([users, to_batches], axis=1),
+            jnp.concatenate([to_users, per_head("batch_to_batch", links)], axis=1),
+        ]
+        return jnp.moveaxis(jnp.concatenate(rows), -1, 0)
 
 
 class Head(nn.Module):

@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from offload_jax.env import EnvConfig
+from offload_jax.env import EnvConfig, State
 from offload_jax.instance import Instance, stack
-from offload_jax.networks import ActorCritic, NetworkConfig
+from offload_jax.networks import ActorCritic, Encoding, NetworkConfig
 from offload_jax.plans import Decision, timed, to_plans
-from offload_jax.rollout import greedy_action, sample_action, unroll
+from offload_jax.rollout import encode, greedy_action, sample_action, unroll
 from offload_jax.schema import Plan
 from offload_jax.segments import one_hot
 from offload_jax.types import Assignment, Key
@@ -65,12 +65,30 @@ def _best_of(
     key: Key,
 ) -> tuple[Assignment, Float[Array, "*batch"]]:
     module = ActorCritic(network)
+    encoding = encode(module, params, instances)
+    return best_sample(module, params, instances, samples, key, env, encoding)
+
+
+def best_sample(
+    module: ActorCritic,
+    params: Any,
+    instances: Instance,
+    samples: int,
+    key: Key,
+    env: EnvConfig,
+    encoding: Encoding,
+    start: State | None = None,
+    steps: int | None = None,
+) -> tuple[Assignment, Float[Array, "*batch"]]:
+    """Of each instance the best of `samples` trajectories (see `unroll`), the first one greedy."""
 
     def first_greedy(logits: Array, key: Key) -> Array:
         sampled = sample_action(logits, key)
         return sampled.at[:, 0].set(jnp.argmax(logits[:, 0], axis=-1))
 
-    final, _ = unroll(module, params, instances, samples, key, first_greedy, env, record=False)
+    final, _ = unroll(
+        module, params, instances, samples, key, first_greedy, env, False, encoding, start, steps
+    )
     gains = final.gain.reshape(-1, samples)
     assignment = final.assignment.reshape(final.assignment.shape[0], -1, samples)
     best = jnp.moveaxis(one_hot(jnp.argmax(gains, axis=-1), samples), 0, -1)

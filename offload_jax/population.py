@@ -38,6 +38,7 @@ class PopulationConfig:
     entropy: tuple[float, ...] = ()
     value: tuple[float, ...] = ()
     gae_decay: tuple[float, ...] = ()
+    sharpness: tuple[float, ...] = ()
 
     def members(self, base: TrainConfig) -> Members:
         """The runs by name. Raises ConfigError for impossible values."""

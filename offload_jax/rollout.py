@@ -106,13 +106,19 @@ def unroll(
     choose: Chooser,
     env: EnvConfig,
     record: bool = True,
+    encoding: Encoding | None = None,
+    start: State | None = None,
+    steps: int | None = None,
 ) -> tuple[State, Transition | None]:
     """Decides `samples` trajectories of each instance (batch last), an episode each.
+
+    `encoding` of the instances is made unless it is given. Episodes begin at `start`, its batch
+    axis ``instances * samples``, and have `steps` decisions; by default they are whole ones.
 
     Returns the final state, its batch axis ``instances * samples``, and the transitions stacked
     along a first axis ``steps`` (None unless `record`).
     """
-    encoding = encode(network, params, instances)
+    encoding = encode(network, params, instances) if encoding is None else encoding
     repeated = repeat(instances, samples)
 
     def decide(state: State, key: Key) -> tuple[State, Transition | None]:
@@ -134,5 +140,5 @@ def unroll(
         )
         return following, transition
 
-    keys = jax.random.split(key, instances.num_users)
-    return jax.lax.scan(decide, reset(repeated, env), keys)
+    keys = jax.random.split(key, instances.num_users if steps is None else steps)
+    return jax.lax.scan(decide, reset(repeated, env) if start is None else start, keys)

@@ -64,6 +64,7 @@ LAYERS = (
     "baselines.annealing",
     "baselines.genetic",
     "baselines",
+    "decoding",
     "testsets",
     "losses",
     "mesh",

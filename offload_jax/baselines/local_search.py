@@ -14,7 +14,7 @@ from offload_jax.baselines.heuristics import reduced_greedy
 from offload_jax.baselines.moves import Moves, top
 from offload_jax.baselines.search import Found, Search, found_at, shaken, start_from
 from offload_jax.instance import Instance
-from offload_jax.types import Key
+from offload_jax.types import Assignment, Key
 from offload_jax.value import Solver
 
 # Share of the users that a restart moves at random.
@@ -44,15 +44,7 @@ def local_search(shake: float = SHAKEN, first_shake: float = 0.0) -> Search:
         return found_at(plan, gain, key, _Walk(plan, gain))
 
     def advance(instance: Instance, found: Found, solver: Solver) -> Found:
-        moves = Moves(instance.num_users, instance.num_batches)
-
-        def promising(walk: _Walk) -> Array:
-            return moves.promising(instance, walk.assignment, solver)
-
-        walk, _ = _descended(instance, moves, found.memory, promising, solver)
-        gains = moves.gains(instance, walk.assignment, moves.all(walk.assignment), solver)
-        good = top(gains)
-        walk, better = _descended(instance, moves, walk, lambda _: good, solver)
+        walk, better = _round(instance, found.memory, solver)
         found = found.offered(walk.assignment, walk.gain)
         # At a local optimum the next descent starts.
         again, key = shaken(instance, found.best, found.key, shake)
@@ -60,6 +52,41 @@ def local_search(shake: float = SHAKEN, first_shake: float = 0.0) -> Search:
         return replace(found, key=key, done=found.done | ~better, memory=_Walk(plan, gain))
 
     return Search(start, advance)
+
+
+def descend(
+    instance: Instance, assignment: Assignment, solver: Solver = "native", rounds: int = 1
+) -> tuple[Assignment, Float[Array, "*batch"]]:
+    """A plan after at most `rounds` rounds of local search, and its gain (s); never worse.
+
+    Where an instance has reached a plan that no move and no exchange improves, it stays there.
+    """
+    plan, gain = start_from(instance, assignment, solver)
+
+    def go_on(carry: tuple[_Walk, Array, Array]) -> Array:
+        _, better, done = carry
+        return jnp.any(better) & (done < rounds)
+
+    def one(carry: tuple[_Walk, Array, Array]) -> tuple[_Walk, Array, Array]:
+        walk, better = _round(instance, carry[0], solver)
+        return walk, better, carry[2] + 1
+
+    start = (_Walk(plan, gain), jnp.ones(gain.shape, bool), jnp.int32(0))
+    walk, _, _ = jax.lax.while_loop(go_on, one, start)
+    return walk.assignment, walk.gain
+
+
+def _round(instance: Instance, walk: _Walk, solver: Solver) -> tuple[_Walk, Bool[Array, "*batch"]]:
+    """Downhill along what promises most, then along the best of all; and whether that helped."""
+    moves = Moves(instance.num_users, instance.num_batches)
+
+    def promising(walk: _Walk) -> Array:
+        return moves.promising(instance, walk.assignment, solver)
+
+    walk, _ = _descended(instance, moves, walk, promising, solver)
+    gains = moves.gains(instance, walk.assignment, moves.all(walk.assignment), solver)
+    good = top(gains)
+    return _descended(instance, moves, walk, lambda _: good, solver)
 
 
 def _descended(
