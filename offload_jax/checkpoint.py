@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import functools
 import os
 import shutil
@@ -89,7 +90,7 @@ class Checkpoints:
         about = {
             "since_row": [],
             **self._about,
-            **about,
+            **copy.deepcopy(about),  # written later, while its owner goes on filling it
             "step": step,
             "gap": gap,
             "arrays": arrays_of(state),

@@ -78,7 +78,8 @@ def best_of_orders(
     The symmetry that is left to exploit: storing users or batches in another order changes nothing,
     as the network is equivariant.
     """
-    return _best_of_orders(policy.network, policy.env, samples, policy.params, instances, key)
+    sampler = policy.params, policy.temperature
+    return _best_of_orders(policy.network, policy.env, samples, *sampler, instances, key)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
@@ -87,6 +88,7 @@ def _best_of_orders(
     env: EnvConfig,
     samples: int,
     params: Any,
+    temperature: Float[Array, ""] | float,
     instances: Instance,
     key: Key,
 ) -> tuple[Assignment, Float[Array, "*batch"]]:
@@ -98,7 +100,7 @@ def _best_of_orders(
     turn = jnp.where(first, start.turn, _ranks(_draws(repeated.mask, draw)))
     encoding = encode(module, params, instances)
     start = replace(start, turn=turn)
-    return best_sample(module, params, instances, samples, key, env, encoding, start)
+    return best_sample(module, params, temperature, instances, samples, key, env, encoding, start)
 
 
 def _draws(mask: Bool[Array, "users *batch"], key: Key) -> Float[Array, "users *batch"]:
@@ -134,13 +136,14 @@ def redeciding(policy: Policy, samples: int, released: int = RELEASED) -> Search
     Every round draws `samples` sets of `released` users of each instance, lets the policy decide
     those while all others stay, and keeps the best plan. It has had its say after `ROUNDS`.
     """
-    module, env, params = ActorCritic(policy.network), policy.env, policy.params
+    module, env = ActorCritic(policy.network), policy.env
+    sampler = policy.params, policy.temperature
 
     def start(instance: Instance, key: Key, solver: Solver) -> Found:
         first, key = jax.random.split(key)
-        encoding = encode(module, params, instance)
+        encoding = encode(module, policy.params, instance)
         own = replace(env, solver=solver)
-        plan, gain = best_sample(module, params, instance, samples, first, own, encoding)
+        plan, gain = best_sample(module, *sampler, instance, samples, first, own, encoding)
         return found_at(plan, gain, key, memory=encoding)
 
     def advance(instance: Instance, found: Found, solver: Solver) -> Found:
@@ -151,7 +154,7 @@ def redeciding(policy: Policy, samples: int, released: int = RELEASED) -> Search
         begun = release(repeated, jnp.repeat(found.best, samples, axis=-1), free, own)
         steps = min(released, instance.num_users)
         plan, gain = best_sample(
-            module, params, instance, samples, draw, own, found.memory, begun, steps
+            module, *sampler, instance, samples, draw, own, found.memory, begun, steps
         )
         found = found.offered(plan, gain)
         return replace(found, key=key, done=found.done | (found.round + 1 >= ROUNDS))

@@ -28,6 +28,7 @@ class Policy:
     network: NetworkConfig
     env: EnvConfig
     source: str = "memory"  # where the parameters came from
+    temperature: float = 1.0  # of sampled plans: above 1 they differ more from the greedy one
 
 
 def greedy_plan(policy: Policy, instances: Instance) -> tuple[Assignment, Float[Array, "*batch"]]:
@@ -43,7 +44,8 @@ def best_of(
         raise ValueError(f"samples is {samples}; must be at least 1")
     if samples == 1:
         return greedy_plan(policy, instances)
-    return _best_of(policy.network, policy.env, samples, policy.params, instances, key)
+    sampler = policy.params, policy.temperature
+    return _best_of(policy.network, policy.env, samples, *sampler, instances, key)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -61,17 +63,19 @@ def _best_of(
     env: EnvConfig,
     samples: int,
     params: Any,
+    temperature: Float[Array, ""] | float,
     instances: Instance,
     key: Key,
 ) -> tuple[Assignment, Float[Array, "*batch"]]:
     module = ActorCritic(network)
     encoding = encode(module, params, instances)
-    return best_sample(module, params, instances, samples, key, env, encoding)
+    return best_sample(module, params, temperature, instances, samples, key, env, encoding)
 
 
 def best_sample(
     module: ActorCritic,
     params: Any,
+    temperature: Float[Array, ""] | float,
     instances: Instance,
     samples: int,
     key: Key,
@@ -83,7 +87,7 @@ def best_sample(
     """Of each instance the best of `samples` trajectories (see `unroll`), the first one greedy."""
 
     def first_greedy(logits: Array, key: Key) -> Array:
-        sampled = sample_action(logits, key)
+        sampled = sample_action(logits / temperature, key)
         return sampled.at[:, 0].set(jnp.argmax(logits[:, 0], axis=-1))
 
     final, _ = unroll(

@@ -76,6 +76,17 @@ def test_from_where_the_user_is(folder, monkeypatch) -> None:
     assert same(restore(saved, state_at(0)), state_at(3))
 
 
+def test_what_changes_after_a_save_is_not_in_it(tmp_path) -> None:
+    """A save is written in the background, while training goes on filling its row."""
+    for step in range(1, 6):
+        rows = [{"loss": 0.1}]
+        with Checkpoints(tmp_path, 9) as checkpoints:
+            checkpoints.save(state_at(step), None, since_row=rows)
+            rows.append({"loss": 0.2})
+            checkpoints.wait()
+        assert find(tmp_path, "latest", never).about["since_row"] == [{"loss": 0.1}]
+
+
 def test_nothing_saved_yet(tmp_path) -> None:
     assert find(tmp_path / "none", "latest", never) is None
     with Checkpoints(tmp_path / "new") as checkpoints:

@@ -1,0 +1,133 @@
+"""Policies as files of their own, independent of checkpoints: what is shipped and handed on.
+
+A policy folder holds `policy.json` (settings, and where the weights come from), `weights.npz`
+(arrays by their path in the parameters), `README.md` (the model card) and `MANIFEST.json` (size and
+SHA-256 of every file). It needs neither orbax nor the run that it comes from.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+
+from offload_jax import learner as learning
+from offload_jax import manifest
+from offload_jax.config import ConfigError, TrainConfig, from_settings, nearest
+from offload_jax.policies import Policy
+
+FORMAT, VERSION = "offload-jax/policy", 1
+FOLDER = Path(__file__).parent / "data" / "policies"  # looked up at every call
+SETTINGS = ("scenario", "env", "splits", "network")  # of a TrainConfig: what decides a plan
+
+
+class PolicyError(ValueError):
+    """A policy folder that is damaged or of another version; the message says what to do."""
+
+
+def names() -> list[str]:
+    """The shipped policies."""
+    return sorted(path.parent.name for path in FOLDER.glob("*/policy.json"))
+
+
+def is_policy(folder: Path) -> bool:
+    """Whether a folder holds a policy."""
+    return (folder / "policy.json").is_file()
+
+
+def find(source: str | Path) -> Path:
+    """The folder of a shipped policy by name, or of any by path. Raises ConfigError for others."""
+    if str(source) in names():
+        return FOLDER / source
+    if is_policy(Path(source)):
+        return Path(source)
+    raise ConfigError(
+        f"policy is {str(source)!r}; must be a policy folder or one of {', '.join(names())}"
+        + nearest(str(source), names())
+    )
+
+
+def save(
+    folder: Path, policy: Policy, config: TrainConfig, about: Mapping[str, Any], card: str
+) -> None:
+    """Writes a policy folder, which must be new or empty; all of it or nothing.
+
+    `about` is what policy.json says of the weights' origin; `card` is the text for people.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"out is {str(folder)!r}, which exists; must be a new or empty folder")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    document = {
+        "format": FORMAT,
+        "version": VERSION,
+        "settings": {name: asdict(config)[name] for name in SETTINGS},
+        "temperature": policy.temperature,
+        "about": dict(about),
+    }
+    new = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        (new / "policy.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        (new / "README.md").write_text(card, encoding="utf-8")
+        np.savez(new / "weights.npz", **_flat(policy.params))
+        manifest.seal(new)
+        new.chmod(0o755)
+        new.replace(folder)
+    except BaseException:
+        shutil.rmtree(new, ignore_errors=True)
+        raise
+
+
+def load(source: str | Path) -> tuple[Policy, TrainConfig]:
+    """A shipped policy by name, or any policy folder, and the configuration it was trained for.
+
+    Raises ConfigError where there is none, PolicyError where it is not as it was written.
+    """
+    folder = find(source)
+    try:
+        manifest.check(folder)
+        document = json.loads((folder / "policy.json").read_bytes())
+    except (manifest.Damaged, OSError) as error:
+        raise PolicyError(
+            f"policy {folder} is not as it was written: {error}; bring it back from a copy"
+        ) from None
+    found = document.get("format"), document.get("version")
+    if found != (FORMAT, VERSION):
+        raise PolicyError(
+            f"{folder}/policy.json is of format {found}; this version of offload-jax reads "
+            f"{(FORMAT, VERSION)}"
+        )
+    config = from_settings(document["settings"], f"{folder}/policy.json")
+    with np.load(folder / "weights.npz", allow_pickle=False) as arrays:
+        params = _nested(dict(arrays), config, folder)
+    name = folder.name if str(source) in names() else str(folder)
+    return Policy(params, config.network, config.to_env(), name, document["temperature"]), config
+
+
+def _flat(params: Any) -> dict[str, Any]:
+    flat: dict[str, Any] = traverse_util.flatten_dict(params, sep="/")
+    return {name: np.asarray(x) for name, x in flat.items()}
+
+
+def _nested(arrays: Mapping[str, np.ndarray], config: TrainConfig, folder: Path) -> Any:
+    """The parameters; refuses arrays that this version's network does not have."""
+    like = jax.eval_shape(lambda key: learning.init(config.to_learner(), key), jax.random.key(0))
+    wanted: dict[str, Any] = traverse_util.flatten_dict(like.params, sep="/")
+    for name in sorted(wanted.keys() | arrays.keys()):
+        mine = wanted[name].shape if name in wanted else "no such array"
+        theirs = arrays[name].shape if name in arrays else "missing"
+        if mine != theirs:
+            raise PolicyError(
+                f"{folder}/weights.npz: {name} is {theirs}; must be {mine}, as this version of "
+                "offload-jax has it"
+            )
+    flat = {name: jnp.asarray(x) for name, x in arrays.items()}
+    return traverse_util.unflatten_dict(flat, sep="/")
