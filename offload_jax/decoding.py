@@ -20,8 +20,9 @@ from offload_jax.env import EnvConfig, release, reset
 from offload_jax.instance import Instance
 from offload_jax.networks import ActorCritic, NetworkConfig
 from offload_jax.plans import Decision, timed
-from offload_jax.policies import Policy, best_of, best_sample
+from offload_jax.policies import Policy, best_sample, draw_samples
 from offload_jax.rollout import encode, repeat
+from offload_jax.segments import one_hot
 from offload_jax.types import Assignment, Key
 from offload_jax.value import Solver
 
@@ -31,6 +32,7 @@ ABOUT: dict[Refinement, str] = {
     "local-search": "+ local search",
     "re-deciding": "+ re-deciding",
 }
+STARTS = 8  # different plans of each instance that local search starts from
 RELEASED = 8  # users that are decided again at once
 ROUNDS = 16  # of re-deciding, where no time is given
 
@@ -117,14 +119,48 @@ def _ranks(x: Float[Array, "users *batch"]) -> Int[Array, "users *batch"]:
 
 
 def polished(
-    policy: Policy, instances: Instance, samples: int, key: Key, rounds: int = 1
+    policy: Policy, instances: Instance, samples: int, key: Key
 ) -> tuple[Assignment, Float[Array, "*batch"]]:
-    """Best of `samples`, then `rounds` rounds of local search from it."""
-    assignment, _ = best_of(policy, instances, samples, key)
-    return _descend(instances, assignment, policy.env.solver, rounds)
+    """Local search from the best of `samples` plans, `STARTS` different ones of each instance."""
+    sampler = policy.params, policy.temperature
+    return _polished(policy.network, policy.env, samples, *sampler, instances, key)
 
 
-_descend = jax.jit(descend, static_argnums=(2, 3))
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _polished(
+    network: NetworkConfig,
+    env: EnvConfig,
+    samples: int,
+    params: Any,
+    temperature: Float[Array, ""] | float,
+    instances: Instance,
+    key: Key,
+) -> tuple[Assignment, Float[Array, "*batch"]]:
+    module = ActorCritic(network)
+    encoding = encode(module, params, instances)
+    drawn = draw_samples(module, params, temperature, instances, samples, key, env, encoding)
+    starts = min(STARTS, samples)
+    plans = _best_different(*drawn, starts).reshape(instances.num_users, -1)
+    plans, gains = descend(repeat(instances, starts), plans, env.solver)
+    plans, gains = plans.reshape(instances.num_users, -1, starts), gains.reshape(-1, starts)
+    best = one_hot(jnp.argmax(gains, axis=-1), starts).T
+    return jnp.sum(jnp.where(best, plans, 0), axis=-1), jnp.max(gains, axis=-1)
+
+
+def _best_different(
+    plans: Int[Array, "users instances samples"],
+    gains: Float[Array, "instances samples"],
+    count: int,
+) -> Int[Array, "users instances count"]:
+    """The `count` best plans, one of each gain before others: equal gains are mostly one plan."""
+    order = jnp.argsort(gains, axis=-1, descending=True)
+    ranked = jnp.take_along_axis(gains, order, axis=-1)
+    same = 1e-6 * jnp.abs(ranked[:, 1:])
+    repeats = jnp.concatenate(
+        [jnp.zeros_like(ranked[:, :1], bool), ranked[:, :-1] - ranked[:, 1:] <= same], axis=-1
+    )
+    first = jnp.argsort(repeats, axis=-1, stable=True)[:, :count]
+    return jnp.take_along_axis(plans, jnp.take_along_axis(order, first, axis=-1)[None], axis=-1)
 
 
 # ---- deciding again

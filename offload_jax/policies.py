@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from offload_jax.env import EnvConfig, State
 from offload_jax.instance import Instance, stack
@@ -72,7 +72,14 @@ def _best_of(
     return best_sample(module, params, temperature, instances, samples, key, env, encoding)
 
 
-def best_sample(
+def best_sample(*sampling: Any) -> tuple[Assignment, Float[Array, "*batch"]]:
+    """Of each instance the best of the trajectories of `draw_samples`: assignment, gain (s)."""
+    assignment, gains = draw_samples(*sampling)
+    best = one_hot(jnp.argmax(gains, axis=-1), gains.shape[-1])  # (samples, instances)
+    return jnp.sum(jnp.where(best.T, assignment, 0), axis=-1), jnp.max(gains, axis=-1)
+
+
+def draw_samples(
     module: ActorCritic,
     params: Any,
     temperature: Float[Array, ""] | float,
@@ -83,8 +90,11 @@ def best_sample(
     encoding: Encoding,
     start: State | None = None,
     steps: int | None = None,
-) -> tuple[Assignment, Float[Array, "*batch"]]:
-    """Of each instance the best of `samples` trajectories (see `unroll`), the first one greedy."""
+) -> tuple[Int[Array, "users instances samples"], Float[Array, "instances samples"]]:
+    """`samples` trajectories of each instance (see `unroll`), the first one greedy: plans, gains.
+
+    Logits are divided by `temperature` before the others are drawn.
+    """
 
     def first_greedy(logits: Array, key: Key) -> Array:
         sampled = sample_action(logits / temperature, key)
@@ -94,9 +104,7 @@ def best_sample(
         module, params, instances, samples, key, first_greedy, env, False, encoding, start, steps
     )
     gains = final.gain.reshape(-1, samples)
-    assignment = final.assignment.reshape(final.assignment.shape[0], -1, samples)
-    best = jnp.moveaxis(one_hot(jnp.argmax(gains, axis=-1), samples), 0, -1)
-    return jnp.sum(jnp.where(best, assignment, 0), axis=-1), jnp.max(gains, axis=-1)
+    return final.assignment.reshape(final.assignment.shape[0], -1, samples), gains
 
 
 def decide(
