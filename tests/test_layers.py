@@ -88,6 +88,7 @@ LAYERS = (
     "page",
     "report",
     "config",
+    "shipped",
     "folders",
     "processes",
     "reporting",

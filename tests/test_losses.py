@@ -14,6 +14,7 @@ from offload_jax.losses import (
     generalized_advantage,
     leave_one_out,
     log_prob,
+    preference,
     value_error,
 )
 
@@ -121,3 +122,11 @@ def test_log_prob_is_the_taken_actions():
     np.testing.assert_allclose(np.exp(taken), [0.75, 0.5], rtol=1e-6)
     slopes = np.asarray(jax.grad(lambda x: log_prob(x, jnp.asarray(1)))(logits[0]))
     np.testing.assert_allclose(slopes, [-0.25, 0.25, 0.0], atol=1e-6)
+
+
+def test_preference() -> None:
+    """By hand: the best against two worse ones; a plan as good as the best counts for nothing."""
+    log_probs, returns = jnp.log(jnp.asarray([0.5, 0.25, 0.2, 0.05])), jnp.asarray([1.0, 3, 2, 3])
+    wanted = np.mean(np.log1p(np.exp(-0.5 * np.log([0.25 / 0.5, 0.25 / 0.2]))))
+    np.testing.assert_allclose(preference(log_probs, returns, 0.5), wanted, rtol=1e-6)
+    assert preference(log_probs, jnp.ones(4), 0.5) == 0
