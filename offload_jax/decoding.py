@@ -1,37 +1,31 @@
 """Better plans from the same policy for more time: other orders, local search, deciding again.
 
 Everything works on many instances side by side (batch last), values plans exactly, and never ends
-with a worse plan than best-of-P decoding, which it starts from (`policies.best_of`).
+with a worse plan than greedy decoding, which is always among the samples.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from offload_jax.baselines.local_search import descend
 from offload_jax.baselines.search import Found, Search, Trace, found_at, run
-from offload_jax.env import EnvConfig, release, reset
+from offload_jax.env import release, reset
 from offload_jax.instance import Instance
-from offload_jax.networks import ActorCritic, NetworkConfig
 from offload_jax.plans import Decision, timed
-from offload_jax.policies import Policy, best_sample, draw_samples
-from offload_jax.rollout import encode, repeat
-from offload_jax.segments import one_hot
+from offload_jax.policies import Policy, best_plan, draw_plans
+from offload_jax.rollout import repeat
+from offload_jax.segments import ranks
 from offload_jax.types import Assignment, Key
 from offload_jax.value import Solver
 
 Refinement = Literal["orders", "local-search", "re-deciding"]
-ABOUT: dict[Refinement, str] = {
-    "orders": "in random orders of the users",
-    "local-search": "+ local search",
-    "re-deciding": "+ re-deciding",
-}
 STARTS = 8  # different plans of each instance that local search starts from
 RELEASED = 8  # users that are decided again at once
 ROUNDS = 16  # of re-deciding, where no time is given
@@ -72,6 +66,7 @@ def refuse_refinement(policy: Policy, refinement: Refinement) -> str | None:
 # ---- other orders
 
 
+@partial(jax.jit, static_argnames="samples")
 def best_of_orders(
     policy: Policy, instances: Instance, samples: int, key: Key
 ) -> tuple[Assignment, Float[Array, "*batch"]]:
@@ -80,71 +75,33 @@ def best_of_orders(
     The symmetry that is left to exploit: storing users or batches in another order changes nothing,
     as the network is equivariant.
     """
-    sampler = policy.params, policy.temperature
-    return _best_of_orders(policy.network, policy.env, samples, *sampler, instances, key)
-
-
-@partial(jax.jit, static_argnums=(0, 1, 2))
-def _best_of_orders(
-    network: NetworkConfig,
-    env: EnvConfig,
-    samples: int,
-    params: Any,
-    temperature: Float[Array, ""] | float,
-    instances: Instance,
-    key: Key,
-) -> tuple[Assignment, Float[Array, "*batch"]]:
-    module = ActorCritic(network)
     draw, key = jax.random.split(key)
     repeated = repeat(instances, samples)
-    start = reset(repeated, env)
+    start = reset(repeated, policy.env)
     first = jnp.arange(start.turn.shape[-1]) % samples == 0
-    turn = jnp.where(first, start.turn, _ranks(_draws(repeated.mask, draw)))
-    encoding = encode(module, params, instances)
-    start = replace(start, turn=turn)
-    return best_sample(module, params, temperature, instances, samples, key, env, encoding, start)
+    start = replace(start, turn=jnp.where(first, start.turn, _random_turns(repeated, draw)))
+    return best_plan(*draw_plans(policy, instances, samples, key, policy.encode(instances), start))
 
 
-def _draws(mask: Bool[Array, "users *batch"], key: Key) -> Float[Array, "users *batch"]:
-    """A random number for every real user, infinity for padded ones."""
-    return jnp.where(mask, jax.random.uniform(key, mask.shape), jnp.inf)
-
-
-def _ranks(x: Float[Array, "users *batch"]) -> Int[Array, "users *batch"]:
-    """The place of each user by rising x."""
-    return jnp.argsort(jnp.argsort(x, axis=0), axis=0).astype(jnp.int32)
+def _random_turns(instances: Instance, key: Key) -> Int[Array, "users *batch"]:
+    """The real users in a random order, padded ones after them."""
+    draws = jax.random.uniform(key, instances.mask.shape)
+    return ranks(jnp.where(instances.mask, draws, jnp.inf))
 
 
 # ---- local search
 
 
+@partial(jax.jit, static_argnames="samples")
 def polished(
     policy: Policy, instances: Instance, samples: int, key: Key
 ) -> tuple[Assignment, Float[Array, "*batch"]]:
-    """Local search from the best of `samples` plans, `STARTS` different ones of each instance."""
-    sampler = policy.params, policy.temperature
-    return _polished(policy.network, policy.env, samples, *sampler, instances, key)
-
-
-@partial(jax.jit, static_argnums=(0, 1, 2))
-def _polished(
-    network: NetworkConfig,
-    env: EnvConfig,
-    samples: int,
-    params: Any,
-    temperature: Float[Array, ""] | float,
-    instances: Instance,
-    key: Key,
-) -> tuple[Assignment, Float[Array, "*batch"]]:
-    module = ActorCritic(network)
-    encoding = encode(module, params, instances)
-    drawn = draw_samples(module, params, temperature, instances, samples, key, env, encoding)
-    starts = min(STARTS, samples)
-    plans = _best_different(*drawn, starts).reshape(instances.num_users, -1)
-    plans, gains = descend(repeat(instances, starts), plans, env.solver)
-    plans, gains = plans.reshape(instances.num_users, -1, starts), gains.reshape(-1, starts)
-    best = one_hot(jnp.argmax(gains, axis=-1), starts).T
-    return jnp.sum(jnp.where(best, plans, 0), axis=-1), jnp.max(gains, axis=-1)
+    """A round of local search from the best `STARTS` different ones of `samples` plans."""
+    drawn = draw_plans(policy, instances, samples, key, policy.encode(instances))
+    starts, users = min(STARTS, samples), instances.num_users
+    plans = _best_different(*drawn, starts).reshape(users, -1)
+    plans, gains = descend(repeat(instances, starts), plans, policy.env.solver)
+    return best_plan(plans.reshape(users, -1, starts), gains.reshape(-1, starts))
 
 
 def _best_different(
@@ -166,31 +123,30 @@ def _best_different(
 # ---- deciding again
 
 
-def redeciding(policy: Policy, samples: int, released: int = RELEASED) -> Search:
+def redeciding(policy: Policy, samples: int) -> Search:
     """Best of `samples`, then again and again: a few users are released and decided once more.
 
-    Every round draws `samples` sets of `released` users of each instance, lets the policy decide
+    Every round draws `samples` sets of `RELEASED` users of each instance, lets the policy decide
     those while all others stay, and keeps the best plan. It has had its say after `ROUNDS`.
     """
-    module, env = ActorCritic(policy.network), policy.env
-    sampler = policy.params, policy.temperature
+
+    def of(solver: Solver) -> Policy:
+        return replace(policy, env=replace(policy.env, solver=solver))
 
     def start(instance: Instance, key: Key, solver: Solver) -> Found:
         first, key = jax.random.split(key)
-        encoding = encode(module, policy.params, instance)
-        own = replace(env, solver=solver)
-        plan, gain = best_sample(module, *sampler, instance, samples, first, own, encoding)
+        encoding = policy.encode(instance)
+        plan, gain = best_plan(*draw_plans(of(solver), instance, samples, first, encoding))
         return found_at(plan, gain, key, memory=encoding)
 
     def advance(instance: Instance, found: Found, solver: Solver) -> Found:
         key, which, draw = jax.random.split(found.key, 3)
-        own = replace(env, solver=solver)
-        repeated = repeat(instance, samples)
-        free = _ranks(_draws(repeated.mask, which)) < released
-        begun = release(repeated, jnp.repeat(found.best, samples, axis=-1), free, own)
-        steps = min(released, instance.num_users)
-        plan, gain = best_sample(
-            module, *sampler, instance, samples, draw, own, found.memory, begun, steps
+        repeated, steps = repeat(instance, samples), min(RELEASED, instance.num_users)
+        plans = jnp.repeat(found.best, samples, axis=-1)
+        free = _random_turns(repeated, which) < RELEASED
+        begun = release(repeated, plans, free, of(solver).env)
+        plan, gain = best_plan(
+            *draw_plans(of(solver), instance, samples, draw, found.memory, begun, steps)
         )
         found = found.offered(plan, gain)
         return replace(found, key=key, done=found.done | (found.round + 1 >= ROUNDS))

@@ -25,7 +25,7 @@ from offload_jax import model
 from offload_jax.checks import Checks
 from offload_jax.gains import reduced_gains
 from offload_jax.instance import Instance
-from offload_jax.segments import one_hot, pick
+from offload_jax.segments import one_hot, pick, ranks
 from offload_jax.splits import SOLVERS, splits_config
 from offload_jax.types import DENY, Status
 from offload_jax.value import Solver, fits, gain, solve_placed
@@ -144,8 +144,7 @@ def release(
     released = released & instance.mask
     kept = jnp.where(released, DENY, assignment).astype(jnp.int32)
     state, _ = _assigned(instance, start, kept, env)
-    earlier = released & (start.turn[:, None] > start.turn[None])  # (users, users before them)
-    turn = jnp.sum(earlier, axis=1).astype(jnp.int32)
+    turn = ranks(jnp.where(released, start.turn, jnp.inf))
     return replace(state, decided=~released, turn=jnp.where(released, turn, instance.num_users))
 
 
@@ -219,6 +218,4 @@ def _turns(instance: Instance, state: State, env: EnvConfig) -> Int[Array, "user
         worth = jnp.max(reduced_gains(instance, placed, state.split, state.price), axis=1)
     else:
         return state.turn
-    first = jnp.where(instance.mask, worth, -jnp.inf)
-    order = jnp.argsort(first, axis=0, descending=True, stable=True)
-    return jnp.argsort(order, axis=0).astype(jnp.int32)
+    return ranks(jnp.where(instance.mask, -worth, jnp.inf))

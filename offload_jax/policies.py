@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import struct
 from jaxtyping import Array, Float, Int
 
 from offload_jax.env import EnvConfig, State
@@ -20,22 +20,36 @@ from offload_jax.segments import one_hot
 from offload_jax.types import Assignment, Key
 
 
-@dataclass(frozen=True)
+@struct.dataclass
 class Policy:
-    """Parameters with what is needed to use them. Works for any N, M and G."""
+    """Parameters with what is needed to use them. Works for any N, M and G.
+
+    A pytree: functions of policies compile once for all parameters of the same settings.
+    """
 
     params: Any  # of ActorCritic(network)
-    network: NetworkConfig
-    env: EnvConfig
-    source: str = "memory"  # where the parameters came from
-    temperature: float = 1.0  # of sampled plans: above 1 they differ more from the greedy one
+    network: NetworkConfig = struct.field(pytree_node=False)
+    env: EnvConfig = struct.field(pytree_node=False)
+    source: str = struct.field(pytree_node=False, default="memory")  # where they came from
+    # Of sampled plans: above 1 they differ more from the greedy one.
+    temperature: Float[Array, ""] | float = 1.0
+
+    def encode(self, instances: Instance) -> Encoding:
+        """What all decisions about these instances (batch last) share."""
+        return encode(ActorCritic(self.network), self.params, instances)
 
 
+@jax.jit
 def greedy_plan(policy: Policy, instances: Instance) -> tuple[Assignment, Float[Array, "*batch"]]:
     """The most likely decision at every step: (assignment, gain in s), batch last."""
-    return _greedy(policy.network, policy.env, policy.params, instances)
+    module, key = ActorCritic(policy.network), jax.random.key(0)
+    final, _ = unroll(
+        module, policy.params, instances, 1, key, greedy_action, policy.env, record=False
+    )
+    return final.assignment, final.gain
 
 
+@partial(jax.jit, static_argnames="samples")
 def best_of(
     policy: Policy, instances: Instance, samples: int, key: Key
 ) -> tuple[Assignment, Float[Array, "*batch"]]:
@@ -44,67 +58,50 @@ def best_of(
         raise ValueError(f"samples is {samples}; must be at least 1")
     if samples == 1:
         return greedy_plan(policy, instances)
-    sampler = policy.params, policy.temperature
-    return _best_of(policy.network, policy.env, samples, *sampler, instances, key)
+    return best_plan(*draw_plans(policy, instances, samples, key, policy.encode(instances)))
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def _greedy(
-    network: NetworkConfig, env: EnvConfig, params: Any, instances: Instance
-) -> tuple[Assignment, Float[Array, "*batch"]]:
-    module, key = ActorCritic(network), jax.random.key(0)
-    final, _ = unroll(module, params, instances, 1, key, greedy_action, env, record=False)
-    return final.assignment, final.gain
-
-
-@partial(jax.jit, static_argnums=(0, 1, 2))
-def _best_of(
-    network: NetworkConfig,
-    env: EnvConfig,
-    samples: int,
-    params: Any,
-    temperature: Float[Array, ""] | float,
-    instances: Instance,
-    key: Key,
-) -> tuple[Assignment, Float[Array, "*batch"]]:
-    module = ActorCritic(network)
-    encoding = encode(module, params, instances)
-    return best_sample(module, params, temperature, instances, samples, key, env, encoding)
-
-
-def best_sample(*sampling: Any) -> tuple[Assignment, Float[Array, "*batch"]]:
-    """Of each instance the best of the trajectories of `draw_samples`: assignment, gain (s)."""
-    assignment, gains = draw_samples(*sampling)
-    best = one_hot(jnp.argmax(gains, axis=-1), gains.shape[-1])  # (samples, instances)
-    return jnp.sum(jnp.where(best.T, assignment, 0), axis=-1), jnp.max(gains, axis=-1)
-
-
-def draw_samples(
-    module: ActorCritic,
-    params: Any,
-    temperature: Float[Array, ""] | float,
+def draw_plans(
+    policy: Policy,
     instances: Instance,
     samples: int,
     key: Key,
-    env: EnvConfig,
     encoding: Encoding,
     start: State | None = None,
     steps: int | None = None,
 ) -> tuple[Int[Array, "users instances samples"], Float[Array, "instances samples"]]:
-    """`samples` trajectories of each instance (see `unroll`), the first one greedy: plans, gains.
+    """`samples` plans of each instance and their gains (s), the first one greedy.
 
-    Logits are divided by `temperature` before the others are drawn.
+    The others are drawn at the policy's temperature. `start` and `steps` as for `unroll`.
     """
 
     def first_greedy(logits: Array, key: Key) -> Array:
-        sampled = sample_action(logits / temperature, key)
+        sampled = sample_action(logits / policy.temperature, key)
         return sampled.at[:, 0].set(jnp.argmax(logits[:, 0], axis=-1))
 
     final, _ = unroll(
-        module, params, instances, samples, key, first_greedy, env, False, encoding, start, steps
+        ActorCritic(policy.network),
+        policy.params,
+        instances,
+        samples,
+        key,
+        first_greedy,
+        policy.env,
+        record=False,
+        encoding=encoding,
+        start=start,
+        steps=steps,
     )
-    gains = final.gain.reshape(-1, samples)
-    return final.assignment.reshape(final.assignment.shape[0], -1, samples), gains
+    plans = final.assignment.reshape(final.assignment.shape[0], -1, samples)
+    return plans, final.gain.reshape(-1, samples)
+
+
+def best_plan(
+    plans: Int[Array, "users instances samples"], gains: Float[Array, "instances samples"]
+) -> tuple[Assignment, Float[Array, "instances"]]:
+    """Of each instance the plan that gains most, and its gain (s)."""
+    best = one_hot(jnp.argmax(gains, axis=-1), gains.shape[-1]).T
+    return jnp.sum(jnp.where(best, plans, 0), axis=-1), jnp.max(gains, axis=-1)
 
 
 def decide(

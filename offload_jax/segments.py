@@ -12,12 +12,17 @@ from functools import reduce
 from operator import add
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int, Shaped
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 
 def one_hot(index: Int[Array, "*batch"], size: int) -> Bool[Array, "size *batch"]:
     """True where the position along a new first axis equals the index; all False outside of it."""
     return jnp.arange(size).reshape(size, *(1,) * index.ndim) == index
+
+
+def ranks(x: Float[Array, "rows *batch"]) -> Int[Array, "rows *batch"]:
+    """The place of each row when they rise; equal ones keep their order."""
+    return jnp.argsort(jnp.argsort(x, axis=0, stable=True), axis=0).astype(jnp.int32)
 
 
 def pick(

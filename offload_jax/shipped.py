@@ -70,7 +70,7 @@ def save(
         "format": FORMAT,
         "version": VERSION,
         "settings": {name: asdict(config)[name] for name in SETTINGS},
-        "temperature": policy.temperature,
+        "temperature": float(policy.temperature),
         "about": dict(about),
     }
     new = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))

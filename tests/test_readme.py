@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import fill
+
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -83,19 +85,12 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 @pytest.mark.fast
 def test_results_are_those_of_the_files() -> None:
-    shown = {
-        name: text
-        for page in PAGES
-        for name, text in re.findall(
-            r"<!-- results: (\S+) -->\n\n?(.*?)\n\n?<!-- end -->",
-            page.read_text("utf-8"),
-            re.DOTALL,
-        )
-    }
+    texts = {page: page.read_text("utf-8") for page in PAGES}
+    shown = {name for text in texts.values() for _, name, _ in fill.MARKED.findall(text)}
     names = "paper/table speed layers edge/table edge_large/table quality endurance scaling"
-    assert set(shown) == {f"benchmarks/results/{name}.md" for name in names.split()}
-    for name, text in shown.items():
-        assert text.strip() == (ROOT / name).read_text(encoding="utf-8").strip(), name
+    assert shown == {f"benchmarks/results/{name}.md" for name in names.split()}
+    for page, text in texts.items():
+        assert fill.filled(text) == text, f"{page.name}: python -m benchmarks.fill"
 
 
 @pytest.mark.fast

@@ -55,24 +55,13 @@ def local_search(shake: float = SHAKEN, first_shake: float = 0.0) -> Search:
 
 
 def descend(
-    instance: Instance, assignment: Assignment, solver: Solver = "native", rounds: int = 1
+    instance: Instance, assignment: Assignment, solver: Solver = "native"
 ) -> tuple[Assignment, Float[Array, "*batch"]]:
-    """A plan after at most `rounds` rounds of local search, and its gain (s); never worse.
+    """A plan after one round of local search from an assignment, and its gain (s).
 
-    Where an instance has reached a plan that no move and no exchange improves, it stays there.
+    Never worse than the assignment, nor than denying everybody.
     """
-    plan, gain = start_from(instance, assignment, solver)
-
-    def go_on(carry: tuple[_Walk, Array, Array]) -> Array:
-        _, better, done = carry
-        return jnp.any(better) & (done < rounds)
-
-    def one(carry: tuple[_Walk, Array, Array]) -> tuple[_Walk, Array, Array]:
-        walk, better = _round(instance, carry[0], solver)
-        return walk, better, carry[2] + 1
-
-    start = (_Walk(plan, gain), jnp.ones(gain.shape, bool), jnp.int32(0))
-    walk, _, _ = jax.lax.while_loop(go_on, one, start)
+    walk, _ = _round(instance, _Walk(*start_from(instance, assignment, solver)), solver)
     return walk.assignment, walk.gain
 
 
