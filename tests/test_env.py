@@ -22,8 +22,9 @@ from episodes import (
 )
 
 from offload_jax import model
-from offload_jax.env import EnvConfig, action_mask, num_actions, reset, step
-from offload_jax.gains import reduced_gains
+from offload_jax.baselines.heuristics import reduced_greedy
+from offload_jax.env import EnvConfig, action_mask, num_actions, release, reset, step
+from offload_jax.gains import gain_of, reduced_gains
 from offload_jax.instance import toy
 from offload_jax.value import evaluate
 
@@ -297,6 +298,31 @@ def test_a_smoke_episode_is_traced_once_finite_and_deterministic():
 
 
 @pytest.mark.fast
+@pytest.mark.parametrize("order", ["arrival", "adaptive"])
+def test_released_users_are_decided_again_and_nobody_else(order):
+    env, instances = EnvConfig(order=order), world("edge")
+    plan = jit(reduced_greedy)(instances)
+    released = instances.mask & (jnp.arange(instances.num_users)[:, None] % 2 == 0)
+    state = jit(release, static_argnums=3)(instances, plan, released, env)
+    kept = jnp.where(released, 0, plan)
+    np.testing.assert_array_equal(state.assignment, kept)
+    np.testing.assert_array_equal(state.decided, ~released)
+    np.testing.assert_allclose(state.gain, gain_of(instances, kept), atol=1e-5)
+    if order == "adaptive":
+        mask = np.asarray(action_mask(instances, state, env))[:-1]
+        open_users = mask.reshape(instances.num_users, instances.num_batches, -1).any(axis=1)
+        assert open_users.any()
+        assert not open_users[~np.asarray(released)].any()
+        return
+    whole = reset(instances, env).turn
+    for i in range(COUNT):  # in the order they have, without gaps
+        again = np.flatnonzero(np.asarray(released)[:, i])
+        by_turn = again[np.argsort(np.asarray(whole)[again, i])]
+        np.testing.assert_array_equal(np.asarray(state.turn)[by_turn, i], np.arange(len(again)))
+        others = np.asarray(state.turn)[~np.asarray(released)[:, i], i]
+        assert np.all(others >= len(again))
+
+
 def test_settings_are_checked():
     instance, _, _ = toy()
     EnvConfig().validate()
