@@ -18,6 +18,7 @@ COMMANDS = {
     ),
     "sync": ("sync", "Upload a run to Weights & Biases: what is not there yet."),
     "sweep": ("sweep", "Train with the settings of a sweep file, several at a time."),
+    "pack": ("pack", "Put a run's policy into files of its own."),
     "info": ("info", "Print versions, devices and configurations, or the state of a run."),
 }
 
@@ -77,6 +78,10 @@ def _mendable() -> tuple[type[Exception], ...]:
     from offload_jax.reporting import RunError
     from offload_jax.saved import CheckpointError
     from offload_jax.schema import SchemaError
+    from offload_jax.shipped import PolicyError
     from offload_jax.testsets import TestSetError
 
-    return CheckpointError, ConfigError, RunError, SchemaError, SyncError, TestSetError, OSError
+    return (
+        *(CheckpointError, ConfigError, PolicyError, RunError),
+        *(SchemaError, SyncError, TestSetError, OSError),
+    )

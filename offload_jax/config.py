@@ -67,7 +67,7 @@ class TrainConfig:
     run: RunConfig = field(default_factory=RunConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     seed: int = 0
-    init_from: str | None = None  # run directory whose best parameters training starts from
+    init_from: str | None = None  # run directory or policy whose parameters training starts from
 
     def validate(self) -> None:
         """Raises ConfigError for the first impossible setting."""

@@ -21,6 +21,7 @@ from offload_jax import model
 from offload_jax.baselines import METHODS, QUICK, Show, apply_method, assigner, method_named
 from offload_jax.baselines.bound import upper_bound
 from offload_jax.comparison import ALL, HARD, Comparison, Detail, Row, half_width
+from offload_jax.decoding import Refinement, refine
 from offload_jax.instance import Instance, pad_users
 from offload_jax.plans import Decision, sound
 from offload_jax.policies import Policy, timed_best_of
@@ -57,10 +58,12 @@ def deciders(
     solver: Solver = "native",
     budget_s: float | None = None,
     show: Show = lambda done, total: None,
+    refinements: Sequence[Refinement] = (),
 ) -> dict[str, Decider]:
     """The methods to compare by name: baselines, and the policy for every number of samples.
 
-    Baselines decide with `solver`, the policy with its own; `budget_s` is what searches and scip
+    The largest number of samples is also refined (`decoding.refine`), in a row each. Baselines
+    decide with `solver`, the policy with its own; `budget_s` is what searches, re-deciding and scip
     may take for each instance. Methods that go through instances one by one call
     `show(done, total)`. Raises ValueError for a method that does not exist.
     """
@@ -70,16 +73,31 @@ def deciders(
         chosen[name] = partial(
             apply_method, name, solver=solver, budget_s=budget_s, key=key, show=show
         )
+    if policy is None:
+        return chosen
     for count in samples:
-        if policy is None:
-            break
         name = "policy, greedy" if count == 1 else f"policy, best of {count}"
         chosen[name] = partial(_sampled, policy, count, key)
+    count = max(samples)
+    for refinement in refinements:
+        name = f"policy, best of {count} + {refinement}"
+        chosen[name] = partial(_refined, policy, count, refinement, key, budget_s)
     return chosen
 
 
 def _sampled(policy: Policy, count: int, key: Key, instances: Instance) -> Decision:
     return timed_best_of(policy, instances, count, key)
+
+
+def _refined(
+    policy: Policy,
+    count: int,
+    refinement: Refinement,
+    key: Key,
+    budget_s: float | None,
+    instances: Instance,
+) -> Decision:
+    return refine(policy, instances, count, refinement, key, budget_s)
 
 
 @dataclass(frozen=True)

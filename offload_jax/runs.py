@@ -13,7 +13,7 @@ from typing import Any
 import jax
 from jax.sharding import SingleDeviceSharding
 
-from offload_jax import folders, processes
+from offload_jax import folders, processes, shipped
 from offload_jax import learner as learning
 from offload_jax.charts import save as save_figure
 from offload_jax.checkpoint import Checkpoints
@@ -182,12 +182,16 @@ def _start_state(
 
 
 def check_init_from(config: TrainConfig) -> None:
-    """Raises ConfigError where init_from is no run, or one of another network."""
+    """Raises ConfigError where init_from holds no policy, or one of another network."""
     if config.init_from is None:
         return
-    if not folders.is_run(Path(config.init_from)):
-        raise ConfigError(f"init_from is {config.init_from!r}; must be a run directory")
-    theirs = asdict(folders.read_config(config.init_from).network)
+    try:
+        theirs = asdict(settings_of(config.init_from).network)
+    except ConfigError as error:
+        raise ConfigError(
+            f"init_from is {config.init_from!r}; must be a run directory, a policy folder or one "
+            f"of {', '.join(shipped.names())} ({error})"
+        ) from None
     for name, mine in asdict(config.network).items():
         if mine != theirs[name]:
             raise ConfigError(
@@ -196,18 +200,28 @@ def check_init_from(config: TrainConfig) -> None:
             )
 
 
+def settings_of(source: str | Path) -> TrainConfig:
+    """What a policy was trained for (`load_policy`). Raises ConfigError where there is none."""
+    if shipped.is_policy(source):
+        return shipped.load(source)[1]
+    return folders.read_config(source)
+
+
 def load_policy(
-    folder: str | Path, which: str = "best", warn: Callable[[str], None] = warnings.warn
+    source: str | Path, which: str = "best", warn: Callable[[str], None] = warnings.warn
 ) -> Policy:
-    """The policy of a run directory: the best evaluated checkpoint, or the ``latest``.
+    """A shipped policy by its name, that of a policy folder, or of a run directory.
 
-    Damaged checkpoints are left out, and `warn` is told.
+    Of a run it is the best evaluated checkpoint, or the ``latest``. Damaged checkpoints are left
+    out, and `warn` is told.
 
-    Raises ConfigError where the folder is no run, CheckpointError where it has no good checkpoint.
+    Raises ConfigError where there is none, PolicyError or CheckpointError for one that is damaged.
     """
     if which not in ("best", "latest"):
         raise ValueError(f"which is {which!r}; must be one of best, latest")
-    folder, config = Path(folder), folders.read_config(folder)
+    if shipped.is_policy(source):
+        return shipped.load(source)[0]
+    folder, config = Path(source), folders.read_config(source)
     like = jax.eval_shape(lambda key: learning.init(config.to_learner(), key), jax.random.key(0))
     # Here, on one device, wherever and on how many it was trained.
     here = SingleDeviceSharding(jax.local_devices()[0])

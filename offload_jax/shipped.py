@@ -39,21 +39,19 @@ def names() -> list[str]:
     return sorted(path.parent.name for path in FOLDER.glob("*/policy.json"))
 
 
-def is_policy(folder: Path) -> bool:
-    """Whether a folder holds a policy."""
-    return (folder / "policy.json").is_file()
+def is_policy(source: str | Path) -> bool:
+    """Whether this is the name of a shipped policy, or a folder that holds one."""
+    return str(source) in names() or (Path(source) / "policy.json").is_file()
 
 
 def find(source: str | Path) -> Path:
     """The folder of a shipped policy by name, or of any by path. Raises ConfigError for others."""
-    if str(source) in names():
-        return FOLDER / source
-    if is_policy(Path(source)):
-        return Path(source)
-    raise ConfigError(
-        f"policy is {str(source)!r}; must be a policy folder or one of {', '.join(names())}"
-        + nearest(str(source), names())
-    )
+    if not is_policy(source):
+        raise ConfigError(
+            f"policy is {str(source)!r}; must be a policy folder or one of {', '.join(names())}"
+            + nearest(str(source), names())
+        )
+    return FOLDER / source if str(source) in names() else Path(source)
 
 
 def save(

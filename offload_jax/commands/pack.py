@@ -1,0 +1,88 @@
+"""`pack`: puts a run's policy into files of its own, to be handed on or shipped."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import tyro
+
+from offload_jax import folders, runs, shipped
+from offload_jax.commands.progress import warn
+from offload_jax.config import ConfigError, TrainConfig, to_yaml
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Put a run's best policy into a folder of its own: weights, settings, card and checksums."""
+
+    run: Path
+    """Run directory."""
+    out: Path
+    """Folder to make. `eval.py --policy` and `oj.load_policy` take it."""
+    temperature: float = 1.0
+    """Of its samples in best-of-P decoding: above 1 they differ more from the greedy plan."""
+    table: Path | None = None
+    """Table of an evaluation (table.md) for the model card. Default: RUN/eval/table.md, if any."""
+    note: str = ""
+    """What else people should know, for the model card."""
+
+
+def run(words: list[str], prog: str) -> int:
+    """Writes the folder that the words ask for."""
+    parsed = tyro.cli(Arguments, args=words, prog=prog)
+    if not 0 < parsed.temperature < float("inf"):
+        raise ConfigError(f"temperature is {parsed.temperature}; must be above 0 and finite")
+    config = folders.read_config(parsed.run)
+    table = parsed.table or parsed.run / "eval" / "table.md"
+    if parsed.table is not None and not table.is_file():
+        raise ConfigError(f"table is {str(table)!r}; must be a file")
+    policy = runs.load_policy(parsed.run, warn=warn)
+    policy = replace(policy, temperature=parsed.temperature)
+    about = _about(parsed.run, policy.source)
+    gaps = table.read_text(encoding="utf-8") if table.is_file() else "Not evaluated."
+    card = _card(parsed.out.name, config, about, parsed.temperature, gaps, parsed.note)
+    shipped.save(parsed.out, policy, config, about, card)
+    print(f"written: {parsed.out}/policy.json, weights.npz, README.md, MANIFEST.json")
+    return 0
+
+
+def _about(folder: Path, source: str) -> dict[str, object]:
+    """Where the weights come from."""
+    starts = json.loads((folder / "run.json").read_bytes())["starts"]
+    keys = ("device", "versions", "commit")
+    return {"update": int(source.rsplit(" ", 1)[1]), **{key: starts[-1].get(key) for key in keys}}
+
+
+def _card(
+    name: str,
+    config: TrainConfig,
+    about: dict[str, object],
+    temperature: float,
+    gaps: str,
+    note: str,
+) -> str:
+    return f"""# Policy {name}
+
+Decides for the scenario below in {config.env.order} order; samples are drawn at temperature
+{temperature:g}. Update {about["update"]}, trained on {about["device"]}, commit {about["commit"]}.
+
+## How good it is
+
+{gaps.strip()}
+
+## Limits
+
+Gaps are those of the scenario it was trained for. It runs for any number of users, batches and
+servers, but how good its plans are elsewhere has to be measured: `python eval.py --policy {name}`.
+{note}
+
+## Training
+
+`python train.py --config FILE`, with this FILE:
+
+```yaml
+{to_yaml(config).strip()}
+```
+"""
