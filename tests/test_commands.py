@@ -44,6 +44,23 @@ def test_eval_on_a_file(trained, capsys) -> None:
         assert (out / name).read_bytes()[:4] == b"\x89PNG"
 
 
+def test_a_packed_policy_is_evaluated_without_its_run(trained, tmp_path, capsys) -> None:
+    folder, out = tmp_path / "mine", tmp_path / "eval"
+    table = tmp_path / "table.md"
+    table.write_text("| a | table |\n")
+    words = ["--run", str(trained), "--table", str(table), "--note", "Only a test."]
+    assert cli.main(["pack", *words, "--out", str(folder)]) == 0
+    card = (folder / "README.md").read_text()
+    assert "| a | table |" in card
+    assert "Only a test." in card
+    words = ["--per-cell", "2", "--methods", "deny", "--samples", "4", "--refine", "local-search"]
+    assert cli.main(["eval", "--policy", str(folder), *words, "--out", str(out)]) == 0
+    assert "policy, best of 4 + local-search" in capsys.readouterr().out
+    assert json.loads((out / "eval.json").read_text())["source"]["policy"] == str(folder)
+    assert cli.main(["pack", "--run", str(trained), "--out", str(folder)]) == 1
+    assert "must be a new or empty folder" in capsys.readouterr().err
+
+
 @pytest.mark.fast
 @pytest.mark.parametrize(
     ("words", "phrase"),
@@ -84,6 +101,19 @@ def test_eval_on_a_file(trained, capsys) -> None:
         (["testset", "edge", "--seconds", "0"], "seconds is 0.0; must be above 0"),
         (["testset", "edge", "--scip-s", "inf"], "scip-s is inf; must be at least 0 and finite"),
         (["info", "--run", "nowhere"], "must be a run directory"),
+        (
+            ["eval", "--policy", "edges"],
+            "must be a policy folder or one of edge, paper",
+        ),
+        (
+            ["eval", "--policy", "edge", "--run", "a"],
+            "run, policy and no-policy exclude",
+        ),
+        (["eval", "--policy", "edge", "--temperature", "0"], "temperature is 0.0; must be above 0"),
+        (["eval", "--policy", "edge", "--refine", "orders"], "the policy's order is adaptive"),
+        (["eval", "--no-policy", "--refine", "orders"], "refine is given, but no-policy"),
+        (["pack", "--run", "nowhere", "--out", "p"], "must be a run directory"),
+        (["pack", "--run", "a", "--out", "p", "--temperature", "-1"], "temperature is -1.0"),
     ],
 )
 def test_refusals_are_one_line(words, phrase, capsys, tmp_path, monkeypatch) -> None:

@@ -44,8 +44,8 @@ def run(words: list[str], prog: str) -> int:
     origin = _origin(parsed)
     config = runs.settings_of(origin) if origin else load_config(parsed.config or "paper")
     splits, key = _splits(config, parsed), jax.random.key(parsed.seed)
-    source = _source(parsed, config, splits)
     policy = _policy(origin, parsed, splits) if origin else None
+    source = _source(parsed, config, splits)
     folder = Path() if parsed.policy or not origin else Path(origin)
     out = _out_folder(parsed.out or folder / _name(parsed))
     if policy:

@@ -1,0 +1,69 @@
+"""Policies in files decide the same, damage is refused, and those in the package are good."""
+
+from __future__ import annotations
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from episodes import world
+
+import offload_jax as oj
+from offload_jax import learner as learning
+from offload_jax import model, shipped, testsets
+from offload_jax.config import ConfigError, from_settings
+from offload_jax.instance import taken
+from offload_jax.policies import Policy, greedy_plan
+
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+CONFIG = from_settings({"scenario": {"kind": "edge"}, "network": {"width": 8, "heads": 2}}, "test")
+
+
+@pytest.fixture(scope="module")
+def policy() -> Policy:
+    state = learning.init(CONFIG.to_learner(), jax.random.key(0))
+    return Policy(state.params, CONFIG.network, CONFIG.to_env(), temperature=2.0)
+
+
+def test_a_saved_policy_decides_the_same(policy, tmp_path) -> None:
+    folder = tmp_path / "mine"
+    shipped.save(folder, policy, CONFIG, {"commit": "none"}, "# A policy\n")
+    loaded, config = shipped.load(folder)
+    assert (config.scenario, config.network) == (CONFIG.scenario, CONFIG.network)
+    assert loaded.temperature == 2.0
+    instances = world("edge")
+    mine, theirs = (greedy_plan(p, instances)[0] for p in (policy, loaded))
+    np.testing.assert_array_equal(mine, theirs)
+    with pytest.raises(ConfigError, match="must be a new or empty folder"):
+        shipped.save(folder, policy, CONFIG, {}, "")
+
+
+def test_a_policy_that_is_not_as_it_was_written_is_refused(policy, tmp_path) -> None:
+    folder = tmp_path / "mine"
+    shipped.save(folder, policy, CONFIG, {}, "# A policy\n")
+    document = json.loads((folder / "policy.json").read_text())
+    (folder / "policy.json").write_text(json.dumps({**document, "temperature": 9.0}))
+    with pytest.raises(shipped.PolicyError, match=r"policy.json has changed"):
+        shipped.load(folder)
+    with pytest.raises(ConfigError, match="must be a policy folder or one of"):
+        shipped.load(tmp_path / "nowhere")
+
+
+def test_arrays_of_another_network_are_refused(policy, tmp_path) -> None:
+    folder = tmp_path / "mine"
+    wider = from_settings({"scenario": {"kind": "edge"}, "network": {"width": 16}}, "test")
+    shipped.save(folder, policy, wider, {}, "# A policy\n")
+    with pytest.raises(shipped.PolicyError, match=r"weights.npz: params/.* is \(.*\); must be \("):
+        shipped.load(folder)
+
+
+def test_the_policies_of_the_package() -> None:
+    assert shipped.names() == ["edge", "paper"]
+    for name in shipped.names():
+        assert oj.load_policy(name).source == name
+    known = testsets.load("edge")
+    few = taken(known.on_device(), slice(64))
+    gain = greedy_plan(oj.load_policy("edge"), few)[1]
+    assert np.mean(model.gap(jnp.float32(known.gains[:64]), gain)) <= 0.02  # 1.2 % on all 512
