@@ -65,8 +65,8 @@ class Trial:
 
 
 class _Grid(optuna.samplers.GridSampler):
-    def after_trial(self, *_: object) -> None:
-        """Optuna's would stop its own loop here, which does not run."""
+    # Every other sampler's: that of grids would stop Optuna's own loop, which does not run here.
+    after_trial = optuna.samplers.BaseSampler.after_trial
 
 
 class Trials:
