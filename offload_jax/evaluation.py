@@ -78,8 +78,8 @@ def deciders(
     for count in samples:
         name = "policy, greedy" if count == 1 else f"policy, best of {count}"
         chosen[name] = partial(_sampled, policy, count, key)
-    count = max(samples)
     for refinement in refinements:
+        count = max(samples)
         name = f"policy, best of {count} + {refinement}"
         chosen[name] = partial(_refined, policy, count, refinement, key, budget_s)
     return chosen

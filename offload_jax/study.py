@@ -16,7 +16,7 @@ from offload_jax.baselines.search import Trace
 from offload_jax.evaluation import Decider
 from offload_jax.gains import gains_of
 from offload_jax.instance import Instance, taken
-from offload_jax.plans import Decision
+from offload_jax.plans import Decision, forget_programs
 from offload_jax.scenario import Scenario
 from offload_jax.types import Key
 from offload_jax.value import Solver
@@ -90,6 +90,7 @@ def scaling(
             if name in METHODS and METHODS[name].refuse(chosen, solver):
                 continue
             progress(f"time against users, N = {size}: {name}")
+            forget_programs()  # none is met again
             decision = decide(chosen)
             if slow and decision.seconds < _COMPILING:  # compiled it may be faster
                 decision = decide(chosen)

@@ -12,12 +12,12 @@ import pytest
 from episodes import jit, world
 from scipy import stats
 
-from offload_jax import charts, figures, report
+from offload_jax import charts, figures, plans, report
 from offload_jax.baselines import METHODS, solve
 from offload_jax.comparison import ALL, HARD
 from offload_jax.evaluation import Known, compare, deciders, sample_cells
 from offload_jax.gains import gain_of
-from offload_jax.instance import toy
+from offload_jax.instance import taken, toy
 from offload_jax.plans import PROVEN, Decision
 from offload_jax.scenario import PaperScenario
 from offload_jax.value import evaluate
@@ -185,3 +185,19 @@ def test_bounds_are_above_the_best(compared) -> None:
     page = report.html(report.Study("T", "t", proven))
     assert "All 8 best known plans are proven optimal" in page
     assert compare({"edge": world("edge", 8)}, quick).detail.bound_gap is None
+
+
+def test_forgotten_programs_are_warmed_up_again() -> None:
+    """Else the next measurement would count compiling."""
+    calls, few = [], taken(world("paper"), slice(2))
+
+    def assign() -> jax.Array:
+        calls.append(1)
+        return jnp.zeros(2, jnp.int32)
+
+    for forget, wanted in ((False, 2), (False, 1), (True, 2)):
+        if forget:
+            plans.forget_programs()
+        calls.clear()
+        plans.timed("a test", few, assign)
+        assert len(calls) == wanted
