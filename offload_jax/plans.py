@@ -74,8 +74,8 @@ def warm_up(label: Hashable, instances: Instance, call: Callable[[], object]) ->
 def forget_programs() -> None:
     """Drops all compiled programs, so that the next call of each compiles, and is warmed up, again.
 
-    Each takes dozens of memory maps, of which Linux grants a process 65,530: a study of many methods
-    at many sizes would run out of them, and XLA then dies of "Cannot allocate memory".
+    Each takes dozens of memory maps, of which Linux grants a process 65,530: a study of many
+    methods at many sizes would run out of them, and XLA then dies of "Cannot allocate memory".
     """
     jax.clear_caches()
     _warm.clear()
