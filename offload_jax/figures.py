@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -70,13 +71,16 @@ def gap_figure(comparison: Comparison) -> Figure:
     for i, line in enumerate(gaps):
         for j, gap in enumerate(line):
             dark = gap > np.sqrt(0.01 * max(gaps.max(), 0.02))
-            text = f"{gap:.0f}" if gap >= 10 else f"{gap:.1f}" if gap >= 0.05 else "0"
+            digits = 0 if gap >= 10 else 1 if gap >= 0.1 else 2
+            text = f"{gap:.{digits}f}" if gap >= 0.005 else "0"
             axes.text(
                 j, i, text, ha="center", va="center", size=7, color="white" if dark else "black"
             )
     axes.set_xticks(range(len(cells)), cells, rotation=60, ha="right", size=7)
     axes.set_yticks(range(len(methods)), methods, size=8)
-    axes.set_title(f"Mean gap to the {comparison.reference}, %", size=9)
+    width = int(14 * figure.get_figwidth())  # letters of this size
+    title = textwrap.fill(f"Mean gap to the {comparison.reference}, %", width)
+    figure.suptitle(title, size=9)
     figure.colorbar(shown, ax=axes, pad=0.01)
     return figure
 
