@@ -26,7 +26,7 @@ from offload_jax.config import ConfigError, TrainConfig, from_settings, nearest
 from offload_jax.policies import Policy
 
 FORMAT, VERSION = "offload-jax/policy", 1
-FOLDER = Path(__file__).parent / "data" / "policies"  # looked up at every call
+FOLDER = Path(__file__).parent / "trained"  # looked up at every call
 SETTINGS = ("scenario", "env", "splits", "network")  # of a TrainConfig: what decides a plan
 
 
