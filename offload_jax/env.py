@@ -175,11 +175,27 @@ def action_mask(
 ) -> Bool[Array, "actions *batch"]:
     """Legal actions. Deny and stop always are, and alone are when nothing is left to decide."""
     if env.order == "adaptive":
-        grants = _open_pairs(instance, state)
+        grants = open_pairs(instance, state)
         grants = grants.reshape(-1, *grants.shape[2:])
         return jnp.concatenate([grants, jnp.ones_like(grants[:1])])
     grants = _room_for_current(instance, state)
     return jnp.concatenate([jnp.ones_like(grants[:1]), grants])
+
+
+def leading_to(
+    instance: Instance,
+    state: State,
+    plan: Int[Array, "users *batch"],
+    env: EnvConfig = EnvConfig(),
+) -> Bool[Array, "actions *batch"]:
+    """Legal actions after which a plan, feasible and so far followed, can still be reached."""
+    if env.order == "adaptive":
+        wanted = one_hot(plan - 1, instance.num_batches)  # (batches, users, *batch)
+        grants = open_pairs(instance, state) & jnp.moveaxis(wanted, 0, 1)
+        grants = grants.reshape(-1, *grants.shape[2:])
+        return jnp.concatenate([grants, ~jnp.any(grants, axis=0, keepdims=True)])
+    wanted = jnp.sum(jnp.where(is_current(instance, state), plan, DENY), axis=0)
+    return one_hot(wanted, instance.num_batches + 1)
 
 
 def is_current(instance: Instance, state: State) -> Bool[Array, "users *batch"]:
@@ -194,7 +210,8 @@ def _room_for_current(instance: Instance, state: State) -> Bool[Array, "batches 
     return (demand > 0) & fits(instance, state.load + demand)
 
 
-def _open_pairs(instance: Instance, state: State) -> Bool[Array, "users batches *batch"]:
+def open_pairs(instance: Instance, state: State) -> Bool[Array, "users batches *batch"]:
+    """Undecided users and the batches that have room for them."""
     free = (~state.decided & ~state.stopped)[:, None]
     return free & fits(instance, state.load + instance.demand[:, None])
 
@@ -206,7 +223,7 @@ def _adaptive_choice(
     users, batches = instance.num_users, instance.num_batches
     chosen = one_hot(action // batches, users)
     wanted = one_hot(action % batches, batches)
-    legal = _open_pairs(instance, state) & chosen[:, None] & wanted
+    legal = open_pairs(instance, state) & chosen[:, None] & wanted
     return jnp.any(legal, axis=1), action % batches + 1, action == users * batches
 
 

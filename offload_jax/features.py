@@ -11,10 +11,10 @@ from flax import struct
 from jaxtyping import Array, Bool, Float
 
 from offload_jax import model
-from offload_jax.env import EnvConfig, State, action_mask, is_current
+from offload_jax.env import EnvConfig, State, action_mask, is_current, open_pairs
 from offload_jax.gains import move_gains, reply_gains
 from offload_jax.instance import Instance
-from offload_jax.segments import pick
+from offload_jax.segments import one_hot, pick
 from offload_jax.types import Scalar
 
 # Loads at which a user's gain in a batch is shown to the encoder, as shares of what can fill it.
@@ -142,6 +142,10 @@ def observe(
     ahead = _ahead(gain, gains, itself, waiting) / (left + 1)
     wanting = jnp.sum(jnp.where(gains > 0, waiting[:, None], 0), axis=0) / (left + 1)
     hope = jnp.sum(jnp.maximum(gains, 0) * undecided[:, None], axis=0) / (unit * real)
+    # What deciding otherwise is worth: the user elsewhere (or denied), the batch with someone else.
+    options = jnp.where(open_pairs(instance, state), jnp.maximum(gains, 0), 0)
+    regret = gain - candidates(_best_other(options, axis=1))
+    lead = gain - candidates(_best_other(options, axis=0))
     step_share = placed.step_time * instance.steps / one_run
     prices = jnp.log1p(pick(instance.server, state.price))
     reduced = gain / one_run
@@ -156,6 +160,8 @@ def observe(
         jnp.broadcast_to(images / (left + 1), shape),
         jnp.minimum(step_share, 4),
         jnp.broadcast_to(prices, shape),
+        regret / one_run,
+        lead / unit,
     ]
     crowding = jnp.sum(waiting, axis=0) / (jnp.sum(left, axis=0) + 1)
     shares = [jnp.sum(undecided, axis=0), placed.num_granted, state.gain / unit]
@@ -176,6 +182,13 @@ def _only(current: Float[Array, "users *batch"], x: Array) -> Array:
     """The current user's row of x (users, ..., *batch), as the only one of its first axis."""
     chosen = current.reshape(current.shape[0], *(1,) * (x.ndim - current.ndim), *current.shape[1:])
     return jnp.sum(x * chosen, axis=0, keepdims=True)
+
+
+def _best_other(x: Array, axis: int) -> Array:
+    """The largest of the other entries along an axis, for every entry."""
+    largest = jnp.moveaxis(one_hot(jnp.argmax(x, axis), x.shape[axis]), 0, axis)
+    second = jnp.max(jnp.where(largest, -jnp.inf, x), axis, keepdims=True)
+    return jnp.where(largest, jnp.maximum(second, 0), jnp.max(x, axis, keepdims=True))
 
 
 def _ahead(gain: Array, gains: Array, itself: Array, waiting: Array) -> Array:

@@ -11,7 +11,8 @@ from jaxtyping import Array, Float
 from offload_jax.checks import Checks
 
 Baseline = Literal["shared", "critic"]
-Objective = Literal["surrogate", "preference"]
+Objective = Literal["surrogate", "preference", "imitation"]
+Labels = Literal["best-sample", "local-search"]
 
 
 @struct.dataclass
@@ -25,6 +26,7 @@ class Hyperparameters:
     value: Float[Array, ""] | float
     gae_decay: Float[Array, ""] | float
     sharpness: Float[Array, ""] | float
+    temperature: Float[Array, ""] | float
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,10 @@ class LearnerConfig:
     """Settings of the learner; those also in Hyperparameters are traced, the others static."""
 
     baseline: Baseline = "shared"  # shared: the other samples of the instance; critic: GAE
-    objective: Objective = "surrogate"  # PPO's; preference: best sample against the others
+    # surrogate: PPO's; preference: best sample against the others; imitation: the best plan found
+    objective: Objective = "surrogate"
+    labels: Labels = "local-search"  # what is imitated: its plan from the best sample, or that one
+    paths: int = 4  # trajectories to the plan that is imitated
     updates: int = 400
     instances: int = 128  # per update
     samples: int = 16  # trajectories of each instance
@@ -44,6 +49,7 @@ class LearnerConfig:
     entropy: float = 0.01  # weight of the entropy bonus, falls to 0 linearly
     value: float = 0.5  # weight of the critic's error (critic baseline only)
     gae_decay: float = 1.0  # lambda of GAE (critic baseline only)
+    temperature: float = 1.0  # of the samples that plans to imitate come from
     sharpness: float = 0.1  # of preferences, per nat of log-probability (preference only)
 
     def hyperparameters(self) -> Hyperparameters:
@@ -55,7 +61,8 @@ class LearnerConfig:
         check = Checks(self, "learner")
         check.one_of("baseline", get_args(Baseline))
         check.one_of("objective", get_args(Objective))
-        check.counts("updates", "instances", "samples", "epochs", "minibatches")
+        check.one_of("labels", get_args(Labels))
+        check.counts("updates", "instances", "samples", "paths", "epochs", "minibatches")
         if self.instances % self.minibatches:
             raise ValueError(
                 f"learner.minibatches is {self.minibatches}; "
@@ -64,8 +71,8 @@ class LearnerConfig:
         alone = self.baseline == "shared" and self.samples < 2
         needed = "at least 2 with learner.baseline shared, which compares samples"
         check.require(not alone, "samples", needed)
-        both = self.objective == "preference" and self.baseline == "critic"
+        both = self.objective != "surrogate" and self.baseline == "critic"
         check.require(not both, "objective", "surrogate with learner.baseline critic")
-        check.positive("lr", "max_grad_norm", "clip", "sharpness")
+        check.positive("lr", "max_grad_norm", "clip", "sharpness", "temperature")
         check.not_negative("entropy", "value")
         check.shares("gae_decay")

@@ -1,4 +1,4 @@
-"""The learner: sample instances, roll out, estimate advantages, update by PPO.
+"""The learner: sample instances, roll out, and update towards what did best.
 
 Inside an update arrays have this device's share of the instances; on one device that is all.
 """
@@ -18,15 +18,17 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int
 
 from offload_jax import losses, model
+from offload_jax.baselines.local_search import descend
 from offload_jax.env import EnvConfig, State, reset
 from offload_jax.features import describe, local_time, observe
 from offload_jax.hyperparameters import Hyperparameters, LearnerConfig
 from offload_jax.instance import Instance
 from offload_jax.mesh import ONE_DEVICE, Devices
 from offload_jax.networks import ActorCritic, NetworkConfig
+from offload_jax.policies import best_plan
 from offload_jax.rollout import Transition, decode, encode, inverse_cdf, unroll
 from offload_jax.scenario import Scenario
-from offload_jax.types import Key
+from offload_jax.types import Assignment, Key
 
 Parts = dict[str, Float[Array, ""]]  # of the loss, by the name of their metric
 
@@ -109,7 +111,8 @@ def update(learner: Learner, state: LearnerState) -> tuple[LearnerState, Metrics
 def _update(learner: Learner, state: LearnerState) -> tuple[LearnerState, Metrics]:
     key, sample_key, roll_key, shuffle_key = jax.random.split(state.key, 4)
     instances, final, batch = collect(learner, state.params, sample_key, roll_key)
-    targets = advantages(learner, instances, final, batch)
+    imitates = learner.config.objective == "imitation"
+    targets = None if imitates else advantages(learner, instances, final, batch)
     updated, parts = optimize(learner, state, instances, batch, targets, shuffle_key)
     # Joined, for dozens of small reductions would double the time to compile an update.
     learned, _ = ravel_pytree((parts, updated.params, updated.optimizer))
@@ -136,18 +139,39 @@ def all_finite(tree: Any) -> Bool[Array, ""]:
 def collect(
     learner: Learner, params: Any, sample_key: Key, roll_key: Key
 ) -> tuple[Instance, State, Transition]:
-    """Fresh instances, and the final states and decisions of trajectories of them."""
-    config, devices = learner.config, learner.devices
-    instances = sample_instances(learner.scenario, sample_key, config.instances, devices)
+    """Fresh instances, final states of `samples` trajectories of each, and what is learned from.
 
-    def choose(logits: Array, key: Key) -> Array:
-        draws = jax.random.uniform(key, (config.instances, config.samples, 1))
-        return inverse_cdf(logits, devices.mine(draws))
-
-    samples, module = config.samples, learner.module()
-    final, batch = unroll(module, params, instances, samples, roll_key, choose, learner.env)
+    Those are the decisions of the samples; to imitate, of `paths` trajectories to the best plan.
+    """
+    config, network = learner.config, learner.module()
+    instances = sample_instances(learner.scenario, sample_key, config.instances, learner.devices)
+    imitates = config.objective == "imitation"
+    heat = learner.hyperparameters.temperature if imitates else 1.0
+    encoding = encode(network, params, instances)
+    roll = partial(unroll, network, params, instances, env=learner.env, encoding=encoding)
+    choose = partial(_draw, learner, heat)
+    final, batch = roll(config.samples, roll_key, choose, record=not imitates)
+    if imitates:
+        plan, key = best_found(learner, instances, final), jax.random.fold_in(roll_key, 1)
+        _, batch = roll(config.paths, key, partial(_draw, learner, 1.0), plan=plan)
     assert batch is not None  # recorded
     return instances, final, batch
+
+
+def _draw(learner: Learner, temperature: Any, logits: Array, key: Key) -> Array:
+    """Actions by draws for the whole batch, of which a device uses its share."""
+    samples = logits.shape[1]
+    draws = jax.random.uniform(key, (learner.config.instances, samples, 1))
+    return inverse_cdf(logits / temperature, learner.devices.mine(draws))
+
+
+def best_found(learner: Learner, instances: Instance, final: State) -> Assignment:
+    """What is imitated: each instance's best final state, or what local search makes of it."""
+    samples = learner.config.samples
+    plans = final.assignment.reshape(final.assignment.shape[0], -1, samples)
+    plan, _ = best_plan(plans, final.gain.reshape(-1, samples))
+    searches = learner.config.labels == "local-search"
+    return descend(instances, plan, learner.env.solver)[0] if searches else plan
 
 
 @struct.dataclass
@@ -187,7 +211,7 @@ def optimize(
     state: LearnerState,
     instances: Instance,
     batch: Transition,
-    targets: Targets,
+    targets: Targets | None,
     key: Key,
 ) -> tuple[LearnerState, Parts]:
     """`epochs` passes over the samples in `minibatches` steps each; returns the mean loss parts."""
@@ -237,10 +261,10 @@ def loss(
     params: Any,
     instances: Instance,
     batch: Transition,
-    targets: Targets,
+    targets: Targets | None,
     progress: Float[Array, ""],
 ) -> tuple[Float[Array, ""], Parts]:
-    """PPO's loss of recorded decisions under new parameters; the second result holds its parts.
+    """Loss of recorded decisions under new parameters; the second result holds its parts.
 
     Means over the decisions of all devices, of which this device contributes its own summands.
     """
@@ -249,24 +273,39 @@ def loss(
     logits, values = jax.vmap(lambda seen: decode(network, params, encoding, seen))(
         batch.observation
     )
-    log_prob = _map3(losses.log_prob)(logits, batch.action)
     real = batch.real.astype(values.dtype)
-    count = jnp.maximum(learner.devices.sum(jnp.sum(real)), 1)
-    if learner.config.objective == "preference":
-        total_log_prob, gained = (jnp.sum(x, axis=0) for x in (log_prob * real, batch.reward))
-        preference = jax.vmap(losses.preference, in_axes=(0, 0, None))
-        each = preference(total_log_prob, gained, traced.sharpness)
-        policy_loss = jnp.sum(each) / learner.devices.sum(jnp.sum(jnp.ones_like(each)))
-    else:
-        log_ratio = log_prob - batch.log_prob
-        surrogate = losses.clipped_surrogate(log_ratio, targets.advantage, traced.clip)
-        policy_loss = jnp.sum(surrogate * real) / count
-    entropy = jnp.sum(_map3(losses.entropy)(logits) * real) / count
-    error = jnp.sum(losses.value_error(values, targets.value) * real) / count
-    total = policy_loss - traced.entropy * (1 - progress) * entropy
+    weight = real / jnp.maximum(learner.devices.sum(jnp.sum(real)), 1)
+    entropy = jnp.sum(_map3(losses.entropy)(logits) * weight)
+    total = _policy_loss(learner, logits, batch, targets, weight)
+    total = total - traced.entropy * (1 - progress) * entropy
+    error = jnp.zeros_like(total)
+    if targets is not None:
+        error = jnp.sum(losses.value_error(values, targets.value) * weight)
     if learner.config.baseline == "critic":
         total = total + traced.value * error
     return total, {"loss": total, "entropy": entropy, "value_error": error}
+
+
+def _policy_loss(
+    learner: Learner,
+    logits: Float[Array, "steps instances samples actions"],
+    batch: Transition,
+    targets: Targets | None,
+    weight: Float[Array, "steps instances samples"],
+) -> Float[Array, ""]:
+    """What the objective pulls the policy towards; `weight` makes means over all decisions."""
+    traced = learner.hyperparameters
+    if targets is None:
+        return jnp.sum(_map3(losses.imitation)(logits, batch.wanted) * weight)
+    log_prob = _map3(losses.log_prob)(logits, batch.action)
+    if learner.config.objective == "preference":
+        total, gained = (jnp.sum(x, axis=0) for x in (log_prob * batch.real, batch.reward))
+        preference = jax.vmap(losses.preference, in_axes=(0, 0, None))
+        each = preference(total, gained, traced.sharpness)
+        return jnp.sum(each) / learner.devices.sum(jnp.sum(jnp.ones_like(each)))
+    log_ratio = log_prob - batch.log_prob
+    surrogate = losses.clipped_surrogate(log_ratio, targets.advantage, traced.clip)
+    return jnp.sum(surrogate * weight)
 
 
 def _map3(f: Callable[..., Array]) -> Callable[..., Array]:

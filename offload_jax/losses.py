@@ -37,6 +37,12 @@ def preference(
     return jnp.sum(pairs * worse) / jnp.maximum(jnp.sum(worse), 1)
 
 
+def imitation(logits: Float[Array, "actions"], wanted: Bool[Array, "actions"]) -> Scalar:
+    """-log of the probability that the policy takes one of the wanted actions."""
+    among = jnp.where(wanted, logits, -jnp.inf)
+    return jax.nn.logsumexp(logits) - jax.nn.logsumexp(among)
+
+
 def generalized_advantage(
     rewards: Float[Array, "steps"], values: Float[Array, "steps"], decay: Float[Array, ""] | float
 ) -> Float[Array, "steps"]:

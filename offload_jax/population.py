@@ -39,6 +39,7 @@ class PopulationConfig:
     value: tuple[float, ...] = ()
     gae_decay: tuple[float, ...] = ()
     sharpness: tuple[float, ...] = ()
+    temperature: tuple[float, ...] = ()
 
     def members(self, base: TrainConfig) -> Members:
         """The runs by name. Raises ConfigError for impossible values."""

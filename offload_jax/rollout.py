@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
-from offload_jax.env import EnvConfig, State, reset, step
+from offload_jax.env import EnvConfig, State, leading_to, reset, step
 from offload_jax.features import Description, Observation, describe, observe
 from offload_jax.instance import Instance
 from offload_jax.networks import ActorCritic, Encoding
@@ -30,6 +30,7 @@ class Transition:
     value: Float[Array, "*steps instances samples"]  # the critic's estimate of the return to go
     reward: Float[Array, "*steps instances samples"]  # change of the score
     real: Bool[Array, "*steps instances samples"]  # False on padded steps and after a stop
+    wanted: Bool[Array, "*steps instances samples actions"] | None = None  # lead to a given plan
 
 
 def sample_action(logits: Float[Array, "*batch actions"], key: Key) -> Int[Array, "*batch"]:
@@ -109,22 +110,30 @@ def unroll(
     encoding: Encoding | None = None,
     start: State | None = None,
     steps: int | None = None,
+    plan: Int[Array, "users instances"] | None = None,
 ) -> tuple[State, Transition | None]:
     """Decides `samples` trajectories of each instance (batch last), an episode each.
 
     `encoding` of the instances is made unless it is given. Episodes begin at `start`, its batch
-    axis ``instances * samples``, and have `steps` decisions; by default they are whole ones.
+    axis ``instances * samples``, and have `steps` decisions; by default they are whole ones. With a
+    feasible `plan` all of them end there: `choose` sees other actions as illegal, and the
+    transitions say which ones it could take.
 
     Returns the final state, its batch axis ``instances * samples``, and the transitions stacked
     along a first axis ``steps`` (None unless `record`).
     """
     encoding = encode(network, params, instances) if encoding is None else encoding
     repeated = repeat(instances, samples)
+    goal = None if plan is None else jnp.repeat(plan, samples, axis=-1)
 
     def decide(state: State, key: Key) -> tuple[State, Transition | None]:
         observation = split_samples(observe(repeated, state, env), samples)
         logits, value = decode(network, params, encoding, observation)
-        action = choose(logits, key)
+        wanted, open_ = None, logits
+        if goal is not None:
+            wanted = split_samples(leading_to(repeated, state, goal, env), samples)
+            open_ = jnp.where(wanted, logits, -jnp.inf)
+        action = choose(open_, key)
         following, reward = step(repeated, state, action.reshape(-1), env)
         if not record:
             return following, None
@@ -137,6 +146,7 @@ def unroll(
             value=value,
             reward=reward.reshape(action.shape),
             real=jnp.sum(observation.mask, axis=-1) > 1,
+            wanted=wanted,
         )
         return following, transition
 

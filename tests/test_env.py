@@ -23,7 +23,7 @@ from episodes import (
 
 from offload_jax import model
 from offload_jax.baselines.heuristics import reduced_greedy
-from offload_jax.env import EnvConfig, action_mask, num_actions, release, reset, step
+from offload_jax.env import EnvConfig, action_mask, leading_to, num_actions, release, reset, step
 from offload_jax.gains import gain_of, reduced_gains
 from offload_jax.instance import toy
 from offload_jax.value import evaluate
@@ -321,6 +321,27 @@ def test_released_users_are_decided_again_and_nobody_else(order):
         np.testing.assert_array_equal(np.asarray(state.turn)[by_turn, i], np.arange(len(again)))
         others = np.asarray(state.turn)[~np.asarray(released)[:, i], i]
         assert np.all(others >= len(again))
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_whatever_leads_to_a_plan_ends_there(order):
+    """Random actions among those; in adaptive order all users left in the plan, then the stop."""
+    env, instances = EnvConfig(order=order), world("edge")
+    plan = jit(reduced_greedy)(instances)
+
+    def turn(state, key):
+        wanted, legal = leading_to(instances, state, plan, env), action_mask(instances, state, env)
+        draws = jnp.where(wanted, jax.random.uniform(key, wanted.shape), -1)
+        after, _ = step(instances, state, jnp.argmax(draws, axis=0), env)
+        left = jnp.sum((plan > 0) & ~state.decided, axis=0)
+        return after, (wanted, legal, jnp.maximum(left, 1) if order == "adaptive" else 1)
+
+    keys = jax.random.split(jax.random.key(1), instances.num_users)
+    last, turns = jit(jax.lax.scan, static_argnums=0)(turn, reset(instances, env), keys)
+    np.testing.assert_array_equal(last.assignment, plan)
+    wanted, legal, number = map(np.asarray, turns)
+    assert not np.any(wanted & ~legal)
+    np.testing.assert_array_equal(wanted.sum(axis=1), number if order == "adaptive" else 1)
 
 
 def test_settings_are_checked():

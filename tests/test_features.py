@@ -142,7 +142,9 @@ def test_numbers_worked_out_by_hand():
     # Own gains 8 (l - s'): s' = 0.4 s in batch 1, where user 0 loses 8 steps of 0.1 s; 0.2 s in 2.
     gains = np.array([8 * (0.5 - 0.4) - 0.8, 8 * (0.5 - 0.2)])
     np.testing.assert_allclose(seen.reduced, [gains / 5.0], atol=1e-6)
-    own, unit, ahead, wanting, hope, filled, size, step, price = np.moveaxis(seen.pairs[0], -1, 0)
+    own, unit, ahead, wanting, hope, filled, size, step, price, regret, lead = np.moveaxis(
+        seen.pairs[0], -1, 0
+    )
     np.testing.assert_allclose(own, gains / 5.0, atol=1e-6)
     np.testing.assert_allclose(unit, gains / 5.5, atol=1e-6)
     np.testing.assert_allclose(ahead, [0, 0], atol=1e-6)  # user 2 gains less
@@ -152,6 +154,9 @@ def test_numbers_worked_out_by_hand():
     np.testing.assert_allclose(size, [1, 1 / 2])
     np.testing.assert_allclose(step, [0.3 * 10 / 5, 0.1 * 10 / 5], atol=1e-6)
     np.testing.assert_allclose(price, [0, 0])
+    # Batch 1 is full, so whoever is not granted in 2 is denied; and user 2 gains nothing there.
+    np.testing.assert_allclose(regret, (gains - [gains[1], 0]) / 5.0, atol=1e-6)
+    np.testing.assert_allclose(lead, gains / 5.5, atol=1e-6)
     overall = [2 / 3, 1 / 3, 5.6 / (3 * 5.5), 2 / (0 + 1 + 1), np.log(3)]
     np.testing.assert_allclose(seen.overall, overall, rtol=1e-6)
     description = numpy(describe(instance))

@@ -12,6 +12,7 @@ from offload_jax.losses import (
     entropy,
     forced_values,
     generalized_advantage,
+    imitation,
     leave_one_out,
     log_prob,
     preference,
@@ -130,3 +131,13 @@ def test_preference() -> None:
     wanted = np.mean(np.log1p(np.exp(-0.5 * np.log([0.25 / 0.5, 0.25 / 0.2]))))
     np.testing.assert_allclose(preference(log_probs, returns, 0.5), wanted, rtol=1e-6)
     assert preference(log_probs, jnp.ones(4), 0.5) == 0
+
+
+def test_imitation_by_hand():
+    """Wanted are 0.2 + 0.5 of the probability; an illegal action has none and gets no gradient."""
+    logits = jnp.log(jnp.array([0.2, 0.3, 0.5, 0.0]))
+    wanted = jnp.array([True, False, True, False])
+    loss, slope = jax.value_and_grad(imitation)(logits, wanted)
+    np.testing.assert_allclose(loss, -np.log(0.7), rtol=1e-6)
+    # softmax - softmax among the wanted
+    np.testing.assert_allclose(slope, [0.2 - 2 / 7, 0.3, 0.5 - 5 / 7, 0], atol=1e-6)

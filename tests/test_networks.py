@@ -183,8 +183,8 @@ def test_one_user_alone_is_a_user_among_padding(params, order):
     logits, others = (np.asarray(outputs(params, i, reset(i, env), env)[0]) for i in (alone, wider))
     grants, other = by_pair(logits, order, 2)
     wanted, same = by_pair(others, order, 2)
-    np.testing.assert_allclose(grants[0], wanted[0], rtol=1e-5)
-    np.testing.assert_allclose(other, same, rtol=1e-5)
+    np.testing.assert_allclose(grants[0], wanted[0], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(other, same, rtol=1e-4, atol=1e-5)
     assert np.isfinite(grants).tolist() == [[True, False]]
     states, _ = replay(alone, jnp.array([np.nanargmax(np.where(logits == other, -9, logits))]), env)
     assert int(states.assignment[0, 0]) == 1
