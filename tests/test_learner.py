@@ -31,7 +31,7 @@ SETTINGS = {
     ),
     "imitation": Learner(
         ProbeScenario(),
-        EnvConfig("adaptive"),
+        EnvConfig(),
         SMALL,
         replace(PROBE, objective="imitation", labels="best-sample", paths=2, temperature=2.0),
     ),
@@ -87,12 +87,11 @@ def test_it_learns_the_probes(school):
     """(a) the toy, (b) the trap of a first user, (c) telling the trap from its opposite."""
     learner, start, last, _ = school
     before, first_gain, _ = numpy(greedy(learner, start.params, probes()))
-    if learner.env.order == "arrival":
-        assert tuple(before[:, 1]) == (1, 0, 0)  # the untrained policy is trapped
+    assert tuple(before[:, 1]) == (1, 0, 0)  # the untrained policy is trapped
     after, gain, _ = numpy(greedy(learner, last.params, probes()))
     assert [tuple(plan) for plan in after.T] == list(OPTIMA)
     np.testing.assert_allclose(gain, GAINS, rtol=1e-4)
-    assert first_gain[1] < gain[1] - 0.5
+    assert first_gain[1] < gain[1] - 1
 
 
 @pytest.mark.slow  # CPUs compute in bfloat16 slowly
