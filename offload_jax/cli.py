@@ -19,6 +19,9 @@ COMMANDS = {
     "sync": ("sync", "Upload a run to Weights & Biases: what is not there yet."),
     "sweep": ("sweep", "Train with the settings of a sweep file, several at a time."),
     "pack": ("pack", "Put a run's policy into files of its own."),
+    "export": ("export", "Export a policy as a bundle that decides without training code."),
+    "verify": ("verify", "Replay a bundle's test vectors through every runtime present."),
+    "serve": ("serve", "Serve a bundle's decisions over HTTP."),
     "info": ("info", "Print versions, devices and configurations, or the state of a run."),
 }
 
@@ -74,6 +77,7 @@ def _run(name: str, words: list[str], prog: str) -> int:
 
 def _mendable() -> tuple[type[Exception], ...]:
     from offload_jax.config import ConfigError
+    from offload_jax.deploy import BundleError
     from offload_jax.mirror import SyncError
     from offload_jax.reporting import RunError
     from offload_jax.saved import CheckpointError
@@ -82,6 +86,6 @@ def _mendable() -> tuple[type[Exception], ...]:
     from offload_jax.testsets import TestSetError
 
     return (
-        *(CheckpointError, ConfigError, PolicyError, RunError),
+        *(BundleError, CheckpointError, ConfigError, PolicyError, RunError),
         *(SchemaError, SyncError, TestSetError, OSError),
     )

@@ -91,7 +91,7 @@ def table(record: type) -> list[At]:
     return [replace(mark, attr=attr) for attr, found in marks.items() for mark in found]
 
 
-def _layout(fields: Sequence[At]) -> Layout:
+def layout(fields: Sequence[At]) -> Layout:
     root: dict[str, Any] = {}
     for at in fields:
         *parents, last = re.findall(r"\[\w\]|[^.\[]+", at.place)
@@ -211,7 +211,7 @@ class Reader:
         self.known = {"0": 0, "1": 1, **known}
         self.found: dict[str, list[Any]] = {}
         # The header comes first: of another version, nothing else is worth saying.
-        self._read(_layout([*(_constant(*pair) for pair in header.items()), *fields]), value, path)
+        self._read(layout([*(_constant(*pair) for pair in header.items()), *fields]), value, path)
 
     def build(self, record: type[R], fields: Sequence[At]) -> R:
         """The record of these fields. Arrays have one axis per bracket of their place."""
@@ -244,12 +244,12 @@ class Reader:
         for i, item in enumerate(value):
             self._read(part, item, f"{path}[{i}]")
 
-    def _read_object(self, layout: Layout, value: Any, path: str) -> None:
+    def _read_object(self, parts: Layout, value: Any, path: str) -> None:
         if not isinstance(value, dict):
             raise SchemaError(path, f"is {_shown(value)}", "must be an object")
-        tokens = {token.removesuffix("?"): token for token in layout}
+        tokens = {token.removesuffix("?"): token for token in parts}
         for key, token in tokens.items():
-            part, optional = layout[token], token != key
+            part, optional = parts[token], token != key
             if key not in value:  # most often misspelt: say that first
                 _refuse_unknown(value, tokens, path)
             if key in value or not optional or isinstance(part, At):
@@ -291,7 +291,7 @@ def to_json(record: object, header: Header, fields: Sequence[At], path: str) -> 
             sizes = ", ".join(f"{axis} = {values.get(axis, 'any')}" for axis in at.axes)
             raise SchemaError(f"{path}.{at.attr}", f"has shape {array.shape}", f"must be ({sizes})")
         values[at.attr] = array
-    return {**header, **_written(_layout(fields), values, ())}
+    return {**header, **_written(layout(fields), values, ())}
 
 
 def _written(part: Part, values: dict[str, Any], index: tuple[int, ...]) -> Any:

@@ -124,8 +124,9 @@ def observe(
     demand, local = (jnp.where(instance.mask, x, 0) for x in (instance.demand, local))
     gains = move_gains(instance, placed, state.split, state.price)
     gains = jnp.where(instance.mask[:, None], gains, 0)  # (users, batches)
-    undecided = (~state.decided & ~state.stopped).astype(gains.dtype)
-    granted = placed.granted.astype(gains.dtype)
+    one = jnp.ones((), gains.dtype)  # not `astype`: see `ActorCritic.encode`
+    undecided = jnp.where(state.decided | state.stopped, 0, one)
+    granted = jnp.where(placed.granted, one, 0)
     adaptive = env.order == "adaptive"
     current = is_current(instance, state).astype(gains.dtype) * (0.0 if adaptive else 1.0)
 

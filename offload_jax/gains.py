@@ -198,7 +198,9 @@ def candidate_gains(
     A single instance is as fast per candidate as many are.
     """
     shape = jnp.shape(instance.steps)
-    chunk = min(count, max(1, SIDE_BY_SIDE // max(1, math.prod(shape))))
+    chunk = count
+    if all(isinstance(size, int) for size in shape):  # an exported program's batch is a symbol
+        chunk = min(count, max(1, SIDE_BY_SIDE // max(1, math.prod(shape))))
     rounds = -(-count // chunk)
     copies = repeated(instance, chunk)
     indices = jnp.minimum(jnp.arange(rounds * chunk), count - 1).reshape(rounds, chunk)

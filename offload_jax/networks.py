@@ -87,7 +87,8 @@ class ActorCritic(nn.Module):
     def encode(self, description: Description) -> Encoding:
         """Once per instance, O((N + M)^2)."""
         description = self._narrowed(description)
-        real = description.mask.astype(description.users.dtype)
+        # Not `astype`: IREE's compiler (3.13) fuses that into the products below and then fails.
+        real = jnp.where(description.mask, jnp.ones((), description.users.dtype), 0)
         count = jnp.maximum(jnp.sum(real), 1)
         pairs = self.embed_pairs(description.pairs)
         users = self.embed_users(description.users) + jnp.mean(pairs, axis=1)

@@ -42,9 +42,9 @@ class Policy:
 @jax.jit
 def greedy_plan(policy: Policy, instances: Instance) -> tuple[Assignment, Float[Array, "*batch"]]:
     """The most likely decision at every step: (assignment, gain in s), batch last."""
-    module, key = ActorCritic(policy.network), jax.random.key(0)
+    module = ActorCritic(policy.network)
     final, _ = unroll(
-        module, policy.params, instances, 1, key, greedy_action, policy.env, record=False
+        module, policy.params, instances, 1, None, greedy_action, policy.env, record=False
     )
     return final.assignment, final.gain
 
@@ -65,26 +65,28 @@ def draw_plans(
     policy: Policy,
     instances: Instance,
     samples: int,
-    key: Key,
+    chance: Array,
     encoding: Encoding,
     start: State | None = None,
     steps: int | None = None,
 ) -> tuple[Int[Array, "users instances samples"], Float[Array, "instances samples"]]:
     """`samples` plans of each instance and their gains (s), the first one greedy.
 
-    The others are drawn at the policy's temperature. `start` and `steps` as for `unroll`.
+    The others are drawn at the policy's temperature. `chance` is a key or uniform draws
+    (steps, instances, samples); `start` and `steps` as for `unroll`.
     """
+    first = jnp.arange(samples) == 0
 
-    def first_greedy(logits: Array, key: Key) -> Array:
-        sampled = sample_action(logits / policy.temperature, key)
-        return sampled.at[:, 0].set(jnp.argmax(logits[:, 0], axis=-1))
+    def first_greedy(logits: Array, chance: Array) -> Array:
+        sampled = sample_action(logits / policy.temperature, chance)
+        return jnp.where(first, jnp.argmax(logits, axis=-1), sampled)
 
     final, _ = unroll(
         ActorCritic(policy.network),
         policy.params,
         instances,
         samples,
-        key,
+        chance,
         first_greedy,
         policy.env,
         record=False,

@@ -14,10 +14,9 @@ from offload_jax.env import EnvConfig, State, leading_to, reset, step
 from offload_jax.features import Description, Observation, describe, observe
 from offload_jax.instance import Instance
 from offload_jax.networks import ActorCritic, Encoding
-from offload_jax.types import Key
 
-# (logits with -inf at illegal actions, key) -> action; leading batch axes.
-Chooser = Callable[[Float[Array, "*batch actions"], Key], Int[Array, "*batch"]]
+# (logits with -inf at illegal actions, the step's key or draws) -> action; leading batch axes.
+Chooser = Callable[[Float[Array, "*batch actions"], Any], Int[Array, "*batch"]]
 
 
 @struct.dataclass
@@ -33,9 +32,19 @@ class Transition:
     wanted: Bool[Array, "*steps instances samples actions"] | None = None  # lead to a given plan
 
 
-def sample_action(logits: Float[Array, "*batch actions"], key: Key) -> Int[Array, "*batch"]:
-    """Samples by inverse CDF: one uniform per row, 6-10x faster than Gumbel noise on CPUs."""
-    return inverse_cdf(logits, jax.random.uniform(key, (*logits.shape[:-1], 1)))
+def sample_action(logits: Float[Array, "*batch actions"], chance: Array) -> Int[Array, "*batch"]:
+    """Samples by inverse CDF: one uniform per row, 6-10x faster than Gumbel noise on CPUs.
+
+    `chance` is a key, or the uniform draws (*batch) in [0, 1).
+    """
+    if is_key(chance):
+        chance = jax.random.uniform(chance, logits.shape[:-1])
+    return inverse_cdf(logits, chance[..., None])
+
+
+def is_key(x: Any) -> bool:
+    """Whether this is a PRNG key, or some of them, and no numbers."""
+    return isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
 
 
 def inverse_cdf(
@@ -53,9 +62,9 @@ def inverse_cdf(
     return jnp.max(jnp.where(reached, jnp.arange(logits.shape[-1]), 0), axis=-1)
 
 
-def greedy_action(logits: Float[Array, "*batch actions"], key: Key) -> Int[Array, "*batch"]:
+def greedy_action(logits: Float[Array, "*batch actions"], chance: Any) -> Int[Array, "*batch"]:
     """The most likely action."""
-    del key
+    del chance
     return jnp.argmax(logits, axis=-1)
 
 
@@ -103,7 +112,7 @@ def unroll(
     params: Any,
     instances: Instance,
     samples: int,
-    key: Key,
+    chance: Any,
     choose: Chooser,
     env: EnvConfig,
     record: bool = True,
@@ -114,6 +123,8 @@ def unroll(
 ) -> tuple[State, Transition | None]:
     """Decides `samples` trajectories of each instance (batch last), an episode each.
 
+    `chance` is a key, or draws whose leaves have a first axis ``steps``, or None where `choose`
+    needs neither; it gets its share of them at every step.
     `encoding` of the instances is made unless it is given. Episodes begin at `start`, its batch
     axis ``instances * samples``, and have `steps` decisions; by default they are whole ones. With a
     feasible `plan` all of them end there: `choose` sees other actions as illegal, and the
@@ -126,14 +137,14 @@ def unroll(
     repeated = repeat(instances, samples)
     goal = None if plan is None else jnp.repeat(plan, samples, axis=-1)
 
-    def decide(state: State, key: Key) -> tuple[State, Transition | None]:
+    def decide(state: State, chance: Any) -> tuple[State, Transition | None]:
         observation = split_samples(observe(repeated, state, env), samples)
         logits, value = decode(network, params, encoding, observation)
         wanted, open_ = None, logits
         if goal is not None:
             wanted = split_samples(leading_to(repeated, state, goal, env), samples)
             open_ = jnp.where(wanted, logits, -jnp.inf)
-        action = choose(open_, key)
+        action = choose(open_, chance)
         following, reward = step(repeated, state, action.reshape(-1), env)
         if not record:
             return following, None
@@ -150,5 +161,9 @@ def unroll(
         )
         return following, transition
 
-    keys = jax.random.split(key, instances.num_users if steps is None else steps)
-    return jax.lax.scan(decide, reset(repeated, env) if start is None else start, keys)
+    steps = instances.num_users if steps is None else steps
+    if is_key(chance):
+        chance = jax.random.split(chance, steps)
+    elif chance is None:  # an array all the same: an exported scan has its length from that
+        chance = jnp.arange(steps)
+    return jax.lax.scan(decide, reset(repeated, env) if start is None else start, chance)

@@ -22,6 +22,7 @@ LAYERS = (
     "types",
     "checks",
     "documents",
+    "json_schema",
     "schema",
     "segments",
     "instance",
@@ -115,6 +116,9 @@ LAYERS = (
     "commands.evaluate",
     "commands.info",
     "commands.pack",
+    "commands.export",
+    "commands.verify",
+    "commands.serve",
     "commands.sync",
     "commands.testset",
     "commands.advise",
@@ -127,7 +131,7 @@ LAYERS = (
 
 # Folders with a life of their own: what they may import besides themselves.
 ISLANDS = {
-    "deploy": ("documents", "schema"),
+    "deploy": ("documents", "schema", "manifest"),
     "hybrid": ("documents", "schema", "instance", "scenario", "model"),
 }
 

@@ -35,34 +35,37 @@ def run(words: list[str], prog: str) -> int:
     if not 0 < parsed.temperature < float("inf"):
         raise ConfigError(f"temperature is {parsed.temperature}; must be above 0 and finite")
     config = folders.read_config(parsed.run)
-    table = parsed.table or parsed.run / "eval" / "table.md"
-    if parsed.table is not None and not table.is_file():
-        raise ConfigError(f"table is {str(table)!r}; must be a file")
+    if parsed.table is not None and not parsed.table.is_file():
+        raise ConfigError(f"table is {str(parsed.table)!r}; must be a file")
     policy = runs.load_policy(parsed.run, warn=warn)
     policy = replace(policy, temperature=parsed.temperature)
-    about = _about(parsed.run, policy.source)
-    gaps = table.read_text(encoding="utf-8") if table.is_file() else "Not evaluated."
-    card = _card(parsed.out.name, config, about, parsed.temperature, gaps, parsed.note)
+    about = about_run(parsed.run, policy.source)
+    settings = parsed.temperature, parsed.table, parsed.note
+    card = card_of(parsed.run, parsed.out.name, config, about, *settings)
     shipped.save(parsed.out, policy, config, about, card)
     print(f"written: {parsed.out}/policy.json, weights.npz, README.md, MANIFEST.json")
     return 0
 
 
-def _about(folder: Path, source: str) -> dict[str, object]:
+def about_run(folder: Path, source: str) -> dict[str, object]:
     """Where the weights come from."""
     starts = json.loads((folder / "run.json").read_bytes())["starts"]
     keys = ("device", "versions", "commit")
     return {"update": int(source.rsplit(" ", 1)[1]), **{key: starts[-1].get(key) for key in keys}}
 
 
-def _card(
+def card_of(
+    run: Path,
     name: str,
     config: TrainConfig,
     about: dict[str, object],
-    temperature: float,
-    gaps: str,
-    note: str,
+    temperature: float = 1.0,
+    table: Path | None = None,
+    note: str = "",
 ) -> str:
+    """The model card of a run's policy; its gaps are those of `table`, or of the run's eval."""
+    table = table or run / "eval" / "table.md"
+    gaps = table.read_text(encoding="utf-8") if table.is_file() else "Not evaluated."
     return f"""# Policy {name}
 
 Decides for the scenario below in {config.env.order} order; samples are drawn at temperature

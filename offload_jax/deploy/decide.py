@@ -1,0 +1,285 @@
+"""Decisions from a bundle: pad, run, check, and fall back rather than answer with a bad plan."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from offload_jax import schema
+from offload_jax.deploy.bundle import Bundle, open_bundle
+from offload_jax.deploy.physics import Effect, effect
+from offload_jax.deploy.ports import INPUTS, OUTPUTS, RANGED, draws, packed
+from offload_jax.deploy.runtimes import Runtime, open_runtime
+from offload_jax.documents import SchemaError
+from offload_jax.schema import Floats, InstanceRecord, Plan
+
+Source = Literal["policy", "fallback", "deny"]
+ANSWER_HEADER = {"format": "offload-jax/answer", "version": 1}
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """A plan that may be executed, what it does, and who made it."""
+
+    plan: Plan
+    latency: Floats  # (N,) s, with the whole splits
+    accuracy: Floats  # (N,)
+    price: Floats  # (G,) s per GPU-second
+    source: Source
+    notes: tuple[str, ...]  # why it is not the policy's plan, or what was cut short
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            **ANSWER_HEADER,
+            "plan": schema.plan_to_json(self.plan),
+            "latency": self.latency.tolist(),
+            "accuracy": self.accuracy.tolist(),
+            "price": self.price.tolist(),
+            "source": self.source,
+            "notes": list(self.notes),
+        }
+
+
+@dataclass(frozen=True)
+class Ask:
+    """How one instance is to be decided."""
+
+    samples: int = 1  # 1: the most likely decisions; more: the best of so many plans
+    seed: int = 0
+    deadline: float = np.inf  # time.monotonic() at which the best plan so far is wanted
+
+
+def load(path: str | Path, runtime: str | None = None, warm: bool = True) -> Decider:
+    """A decider from a bundle's folder or .zip; `runtime` is iree or jax (default: first found).
+
+    `warm` makes every program ready now instead of at its first call. Raises BundleError.
+    """
+    bundle = open_bundle(path)
+    decider = Decider(bundle, open_runtime(bundle, runtime))
+    if warm:
+        decider.warm_up()
+    return decider
+
+
+class Decider:
+    """Decides instances of the bundle's number of batches and servers, and up to its users."""
+
+    def __init__(self, bundle: Bundle, runtime: Runtime) -> None:
+        self.bundle, self.runtime = bundle, runtime
+        self.samples = int(bundle.about["sizes"]["samples"])  # of its best-of-P program
+        self._last_s: dict[str, float] = {}  # of the last call of each entry
+
+    def warm_up(self, batches: Sequence[int] = (1,)) -> None:
+        """Runs the programs once for each size, and the policy's for so many instances at once."""
+        record = schema.parse_instances(self.bundle.vectors[0]["instance"])[0]
+        for users in self.bundle.sizes:
+            few = _first_users(record, users)
+            self._run("fallback", [few], [Ask()], users)
+            for count in batches:
+                self._run("greedy", [few] * count, [Ask()] * count, users)
+
+    def decide(
+        self, request: Any, samples: int = 1, seed: int = 0, deadline_s: float | None = None
+    ) -> Answer:
+        """The answer for one instance: JSON text, a loaded object, or an InstanceRecord.
+
+        `samples` > 1 also tries the bundle's number of sampled plans and keeps the best; with a
+        `deadline_s` (s from now) only while time is left. Raises SchemaError naming the field.
+        """
+        end = np.inf if deadline_s is None else time.monotonic() + deadline_s
+        (record,) = self.parse(request)
+        return self.decide_many([record], [Ask(samples, seed, end)])[0]
+
+    def parse(self, request: Any, source: str = "request") -> list[InstanceRecord]:
+        """The instances of a request, within the bundle's limits. Raises SchemaError."""
+        if isinstance(request, InstanceRecord):
+            schema.validate(request, source)
+            records = [request]
+        else:
+            records = schema.parse_instances(request, source)
+        for record in records:
+            self._check_sizes(record, source if len(records) == 1 else f"{source} {record.name}")
+        return records
+
+    def _check_sizes(self, record: InstanceRecord, path: str) -> None:
+        sizes = self.bundle.about["sizes"]
+        for place, array, axis in (
+            ("batches", record.intercept, "batches"),
+            ("servers", record.budget, "servers"),
+        ):
+            if len(array) != sizes[axis]:
+                raise SchemaError(
+                    f"{path}.{place}",
+                    f"has length {len(array)}",
+                    f"must be {sizes[axis]}, as the bundle was exported for",
+                )
+        if len(record.alpha) > self.bundle.sizes[-1]:
+            raise SchemaError(
+                f"{path}.users",
+                f"has length {len(record.alpha)}",
+                f"must be at most {self.bundle.sizes[-1]}, the bundle's limit",
+            )
+
+    def decide_many(
+        self, records: Sequence[InstanceRecord], asks: Sequence[Ask] | None = None
+    ) -> list[Answer]:
+        """Answers for parsed instances, computed side by side where the runtime can."""
+        asks = [Ask()] * len(records) if asks is None else asks
+        strange = [self._strange(record) for record in records]
+        answers: dict[int, Answer] = {}
+        for i, notes in enumerate(strange):
+            if time.monotonic() >= asks[i].deadline:
+                answers[i] = _denied(records[i], ("the deadline has passed",))
+            elif notes:
+                answers[i] = self._fallback(records[i], asks[i], notes)
+        waiting = [i for i in range(len(records)) if i not in answers]
+        for users in self.bundle.sizes:
+            group = [i for i in waiting if self._size(records[i]) == users]
+            for part in _parts(group, self.runtime.batches[-1]):
+                found = self._by_policy([records[i] for i in part], [asks[i] for i in part], users)
+                answers.update(zip(part, found, strict=True))
+        return [answers[i] for i in range(len(records))]
+
+    def _by_policy(
+        self, records: Sequence[InstanceRecord], asks: Sequence[Ask], users: int
+    ) -> list[Answer]:
+        answers = self._run("greedy", records, asks, users)
+        more = [i for i, ask in enumerate(asks) if ask.samples > 1]
+        late = time.monotonic() + self._last_s.get("best", 0)
+        rushed = [i for i in more if asks[i].deadline < late]
+        for i in rushed:
+            answers[i] = replace(answers[i], notes=("no time for samples before the deadline",))
+        more = [i for i in more if i not in rushed]
+        if more:
+            sampled = self._run("best", [records[i] for i in more], [asks[i] for i in more], users)
+            for i, answer in zip(more, sampled, strict=True):
+                answers[i] = max(answers[i], answer, key=_worth)
+        return [
+            answer
+            if not answer.plan.status.startswith("broken")
+            else self._fallback(record, ask, (f"policy's plan: {answer.plan.status}",))
+            for record, ask, answer in zip(records, asks, answers, strict=True)
+        ]
+
+    def _fallback(self, record: InstanceRecord, ask: Ask, notes: tuple[str, ...]) -> Answer:
+        """Adaptive greedy's plan, or nobody granted if that breaks a constraint, too."""
+        (answer,) = self._run("fallback", [record], [ask], self._size(record))
+        if answer.plan.status.startswith("broken"):
+            return _denied(record, (*notes, f"fallback's plan: {answer.plan.status}"))
+        return replace(answer, notes=notes)
+
+    def _size(self, record: InstanceRecord) -> int:
+        return next(size for size in self.bundle.sizes if len(record.alpha) <= size)
+
+    def _run(
+        self, entry: str, records: Sequence[InstanceRecord], asks: Sequence[Ask], users: int
+    ) -> list[Answer]:
+        """One call of a program, each answer checked; its status says what is broken."""
+        start = time.perf_counter()
+        width = next(size for size in self.runtime.batches if len(records) <= size)
+        filled = [*records, *[records[0]] * (width - len(records))]
+        arrays = packed(filled, users)
+        if entry == "best":
+            seeds = [ask.seed for ask in asks] + [0] * (width - len(records))
+            arrays.append(draws(seeds, users, self.samples))
+        outputs = self.runtime.call(entry, users, arrays)
+        seconds = time.perf_counter() - start
+        self._last_s[entry] = seconds
+        method = "adaptive greedy" if entry == "fallback" else f"policy {self.bundle.name}"
+        method += f" best of {self.samples}" if entry == "best" else ""
+        source: Source = "fallback" if entry == "fallback" else "policy"
+        return [
+            _answer(record, [x[i] for x in outputs], source, method, seconds / len(records))
+            for i, record in enumerate(records)
+        ]
+
+    def _strange(self, record: InstanceRecord) -> tuple[str, ...]:
+        """What lies outside the ranges that the policy was trained for."""
+        return tuple(
+            f"{name} {low:g}..{high:g} lies outside the trained range {least:g}..{most:g}"
+            for name, (low, high) in spans(record).items()
+            if (known := self.bundle.about["ranges"].get(name))
+            for least, most in [[np.inf if x is None else x for x in known]]
+            if low < least or high > most
+        )
+
+
+def _first_users(record: InstanceRecord, count: int) -> InstanceRecord:
+    users = {port.name: getattr(record, port.name)[:count] for port in INPUTS if "N" in port.axes}
+    return replace(record, **users)
+
+
+def spans(record: InstanceRecord) -> dict[str, tuple[float, float]]:
+    """The smallest and largest number of every field; inf stands for no limit.
+
+    `load` is all that is asked for as a share of all capacities.
+    """
+    found = {port.name: np.asarray(getattr(record, port.name), float) for port in RANGED}
+    found["users"] = np.array(float(len(record.alpha)))
+    found["load"] = np.sum(record.demand) / np.maximum(np.sum(record.capacity), 1e-9)
+    return {name: (float(np.min(x)), float(np.max(x))) for name, x in found.items()}
+
+
+def _answer(
+    record: InstanceRecord, row: Sequence[Any], source: Source, method: str, seconds: float
+) -> Answer:
+    """A checked answer from what a program put out for one instance."""
+    users = len(record.alpha)
+    out = {
+        port.name: (x[:users] if port.axes == "N" else x)
+        for port, x in zip(OUTPUTS, row, strict=True)
+    }
+    assignment = out["assignment"].astype(np.int64)
+    whole = out["integer_split"].astype(np.int64)
+    done = effect(record, assignment, whole)
+    split = np.clip(out["split"].astype(np.float64), 0, record.steps)
+    status = f"broken: {'; '.join(done.flaws)}" if done.flaws else "feasible"
+    plan = _plan(record, assignment, split, whole, status, method, seconds, done)
+    price = out["price"].astype(np.float64)
+    return Answer(plan, done.latency, done.accuracy, price, source, ())
+
+
+def _denied(record: InstanceRecord, notes: tuple[str, ...]) -> Answer:
+    """Everybody runs locally: always feasible."""
+    nobody = np.zeros(len(record.alpha), np.int64)
+    whole = np.full(len(record.alpha), int(record.steps))
+    done = effect(record, nobody, whole)
+    plan = _plan(record, nobody, whole.astype(float), whole, "feasible", "deny", 0.0, done)
+    return Answer(plan, done.latency, done.accuracy, np.zeros(len(record.budget)), "deny", notes)
+
+
+def _plan(
+    record: InstanceRecord,
+    assignment: schema.Ints,
+    split: Floats,
+    whole: schema.Ints,
+    status: str,
+    method: str,
+    seconds: float,
+    done: Effect,
+) -> Plan:
+    return Plan(
+        assignment=assignment,
+        split=split,
+        integer_split=whole,
+        objective=effect(record, assignment, split).objective,
+        integer_objective=done.objective,
+        bound=None,
+        status=status,
+        seconds=seconds,
+        method=method,
+    )
+
+
+def _worth(answer: Answer) -> float:
+    broken = answer.plan.status.startswith("broken")
+    return -np.inf if broken else answer.plan.objective
+
+
+def _parts(items: Sequence[int], size: int) -> list[Sequence[int]]:
+    return [items[i : i + size] for i in range(0, len(items), size)]

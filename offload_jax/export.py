@@ -1,0 +1,374 @@
+"""Bundles from policies: the whole decision as programs that need no training code to run.
+
+A program is features, encoder, decoding loop, optimal split points, rounding and the expected
+latency and accuracy, in one function of arrays (`deploy.ports`). `jax.export` lowers it once for
+cpu, cuda and tpu, with any batch and number of users; IREE compiles the same for one machine.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import export
+from jaxtyping import Array
+
+from offload_jax import manifest, model, schema
+from offload_jax.baselines.heuristics import RECHECKED, reduced_greedy
+from offload_jax.config import ConfigError, TrainConfig
+from offload_jax.deploy import ENTRIES, Bundle, ports
+from offload_jax.deploy.bundle import FORMAT, VERSION, open_bundle, zip_bundle
+from offload_jax.deploy.decide import ANSWER_HEADER
+from offload_jax.instance import Instance, neutral_padding, taken, to_record
+from offload_jax.json_schema import DIALECT, json_schema
+from offload_jax.plans import execute
+from offload_jax.policies import Policy, best_plan, draw_plans, greedy_plan
+from offload_jax.splits import splits_config
+from offload_jax.types import Assignment
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+SAMPLED = 16_384  # instances that the trained ranges are taken from
+MARGIN = 0.05  # added to both ends of a range, as a share of it
+VECTORS = 32
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """What a bundle is made for."""
+
+    sizes: tuple[int, ...]  # numbers of users that requests are padded to
+    samples: int = 16  # of the program that keeps the best of several plans
+    iree: bool = True  # also compile for IREE
+    cpu: str = "x86-64-v3"  # oldest processor the IREE programs run on; "generic" for any
+
+    def validate(self) -> None:
+        """Raises ConfigError naming the field and what is allowed."""
+        if not self.sizes or min(self.sizes) < 1 or list(self.sizes) != sorted(set(self.sizes)):
+            raise ConfigError(f"sizes is {self.sizes}; must be rising numbers of users >= 1")
+        if self.samples < 2:
+            raise ConfigError(f"samples is {self.samples}; must be at least 2")
+
+
+# ---- programs
+
+
+def to_instance(arrays: Sequence[Array]) -> Instance:
+    """The instances (batch last) of a program's inputs."""
+    named = {
+        port.name: jnp.moveaxis(x, 0, -1) for port, x in zip(ports.INPUTS, arrays, strict=True)
+    }
+    users = named["alpha"].shape[0]
+    mask = jnp.arange(users)[:, None] < named.pop("num_users")
+    return neutral_padding(Instance(**named, mask=mask))
+
+
+def programs(policy: Policy) -> dict[str, Callable[..., tuple[Array, ...]]]:
+    """A function of arrays for each entry of a bundle."""
+
+    def greedy(*arrays: Array) -> tuple[Array, ...]:
+        instances = to_instance(arrays)
+        return _outputs(instances, greedy_plan(policy, instances)[0])
+
+    def best(*arrays: Array) -> tuple[Array, ...]:
+        instances, draws = to_instance(arrays[:-1]), jnp.moveaxis(arrays[-1], 1, 0)
+        encoding, samples = policy.encode(instances), draws.shape[-1]
+        plans, gains = draw_plans(policy, instances, samples, draws, encoding)
+        return _outputs(instances, best_plan(plans, gains)[0])
+
+    def fallback(*arrays: Array) -> tuple[Array, ...]:
+        instances = to_instance(arrays)
+        return _outputs(instances, reduced_greedy(instances))
+
+    return {"greedy": greedy, "best": best, "fallback": fallback}
+
+
+def _outputs(instances: Instance, assignment: Assignment) -> tuple[Array, ...]:
+    """What a program returns, in the order of `ports.OUTPUTS`, the batch first."""
+    rounded = execute(instances, assignment)
+    placed = model.place(instances, assignment)
+    whole = rounded.integer_split.astype(rounded.outcome.split.dtype)
+    outputs = {
+        "assignment": assignment.astype(jnp.int32),
+        "split": rounded.outcome.split,
+        "integer_split": rounded.integer_split,
+        "latency": model.user_latency(instances, placed, whole),
+        "accuracy": model.user_accuracy(instances, placed, whole),
+        "price": rounded.outcome.price,
+        "objective": rounded.outcome.objective,
+        "integer_objective": rounded.integer_objective,
+    }
+    return tuple(jnp.moveaxis(outputs[port.name], -1, 0) for port in ports.OUTPUTS)
+
+
+def lowered(
+    entry: str, program: Callable[..., Any], sizes: Mapping[str, Any], platforms: Sequence[str]
+) -> export.Exported:
+    """A program for arrays of these sizes, which may be symbols; `batch` is one of them."""
+    inputs = [*ports.INPUTS, *([ports.DRAWS] if entry == "best" else [])]
+    arrays = [
+        jax.ShapeDtypeStruct(port.shape(sizes["batch"], dict(sizes)), jnp.dtype(port.dtype))
+        for port in inputs
+    ]
+    return export.export(jax.jit(program), platforms=platforms)(*arrays)
+
+
+# ---- bundles
+
+
+def write_bundle(
+    out: Path,
+    policy: Policy,
+    config: TrainConfig,
+    about: Mapping[str, Any],
+    card: str,
+    wanted: ExportConfig,
+    say: Callable[[str], None] = print,
+) -> Bundle:
+    """Writes the folder `out`, which must be new or empty, and `out`.zip; all of it or nothing.
+
+    `about` tells where the weights come from; `say` is told what goes on. Raises ConfigError for a
+    policy that cannot be exported.
+    """
+    wanted.validate()
+    _check(policy, out)
+    name, archive = out.name, out.with_name(f"{out.name}.zip")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    new = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=out.parent))
+    try:
+        sample = config.scenario.sample(jax.random.key(0))
+        sizes = {"M": sample.num_batches, "G": sample.num_servers}
+        if wanted.sizes[0] < _least_users(sizes):
+            raise ConfigError(
+                f"sizes begins with {wanted.sizes[0]}; must be at least {_least_users(sizes)} for "
+                f"{sizes['M']} batches (fewer users are padded)"
+            )
+        made = programs(policy)
+        for entry in ENTRIES:
+            say(f"{entry}: for jax")
+            (new / f"{entry}.jax").write_bytes(_portable(entry, made[entry], sizes))
+        if wanted.iree:
+            _compile_all(new, made, sizes, wanted, say)
+        say("trained ranges and test vectors")
+        ranges, records = _ranges(config), _vector_instances(config, wanted.sizes[-1])
+        _write_json(new / "vectors.json", _vectors(policy, records, wanted))
+        document = _about(name, policy, config, about, wanted, sizes, ranges)
+        _write_json(new / "bundle.json", document)
+        _write_json(new / "schema.json", _schemas(sizes, wanted.sizes[-1]))
+        (new / "README.md").write_text(card, encoding="utf-8")
+        manifest.seal(new)
+        new.chmod(0o755)
+        zip_bundle(new, archive)
+        new.replace(out)
+    except BaseException:
+        shutil.rmtree(new, ignore_errors=True)
+        archive.unlink(missing_ok=True)
+        raise
+    return open_bundle(out)
+
+
+def _check(policy: Policy, out: Path) -> None:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"out is {str(out)!r}, which exists; must be a new or empty folder")
+    archive = out.with_name(f"{out.name}.zip")
+    if archive.exists():
+        raise ConfigError(f"out is {str(out)!r}, but {archive} exists; move it or choose another")
+    solver = splits_config(policy.env.solver)
+    if solver.solver != "native" or solver.rules:
+        raise ConfigError(
+            f"the policy's splits.solver is {solver.solver}; must be native and without "
+            "constraints or terms: cvxpylayers calls back into Python, which no export can hold"
+        )
+
+
+def _portable(entry: str, program: Callable[..., Any], sizes: Mapping[str, int]) -> bytes:
+    names = ["b", "n", "p"] if entry == "best" else ["b", "n"]
+    least = {"n": _least_users(sizes)}
+    limits = [f"{name} >= {least.get(name, 1)}" for name in names]
+    symbols = export.symbolic_shape(", ".join(names), constraints=limits)
+    symbolic = dict(zip(("batch", "N", "P"), symbols, strict=False)) | dict(sizes)
+    return bytes(lowered(entry, program, symbolic, PLATFORMS).serialize())
+
+
+def _least_users(sizes: Mapping[str, int]) -> int:
+    """Requests are padded to at least as many: the fallback looks at so many pairs at once."""
+    return -(-RECHECKED // sizes["M"])
+
+
+def _compile_all(
+    folder: Path,
+    made: Mapping[str, Callable[..., Any]],
+    sizes: Mapping[str, int],
+    wanted: ExportConfig,
+    say: Callable[[str], None],
+) -> None:
+    try:
+        import iree.compiler as iree
+    except ImportError:
+        raise ConfigError(
+            "iree is true, but IREE's compiler is missing; pip install 'offload-jax[export]', or "
+            "--no-iree for a bundle that only jax can run"
+        ) from None
+    for users in wanted.sizes:
+        for entry in ENTRIES:
+            say(f"{entry}: for IREE, {users} users")
+            fixed = {"batch": 1, "N": users, "P": wanted.samples, **sizes}
+            module = lowered(entry, made[entry], fixed, ("cpu",)).mlir_module_serialized
+            compiled = iree.compile_str(
+                module,
+                target_backends=["llvm-cpu"],
+                input_type="stablehlo",
+                extra_args=[f"--iree-llvmcpu-target-cpu={_processor(wanted)}"],
+            )
+            (folder / f"{entry}-{users}.vmfb").write_bytes(compiled)
+
+
+def _processor(wanted: ExportConfig) -> str:
+    """x86-64 levels name nothing on other machines."""
+    return wanted.cpu if platform.machine() == "x86_64" else "generic"
+
+
+def _ranges(config: TrainConfig) -> dict[str, list[float | None]]:
+    """The numbers that training met, by the names of `spans`, widened a little; None: infinity."""
+    keys = jax.random.split(jax.random.key(1), SAMPLED)
+    instances = jax.device_get(jax.vmap(config.scenario.sample, out_axes=-1)(keys))
+    mask = instances.mask
+    found = {"users": mask.sum(axis=0)}
+    demand = np.where(mask, instances.demand, 0).sum(axis=0)
+    found["load"] = demand / np.maximum(instances.capacity.sum(axis=0), 1e-9)
+    for port in ports.RANGED:
+        x = getattr(instances, port.name)
+        real = np.moveaxis(x, -1, 1)[mask] if port.axes.startswith("N") else x
+        found[port.name] = real
+    return {name: _widened(float(np.min(x)), float(np.max(x))) for name, x in found.items()}
+
+
+def _widened(low: float, high: float) -> list[float | None]:
+    if not np.isfinite(high):
+        return [low, None]
+    # Rounding to float32 moves even what never varies.
+    wide = MARGIN * (high - low) + 1e-6 * max(abs(low), abs(high))
+    return [max(low - wide, 0.0) if low >= 0 else low - wide, high + wide]
+
+
+def _vector_instances(config: TrainConfig, limit: int) -> list[schema.InstanceRecord]:
+    """Instances of the scenario that fit the bundle."""
+    keys = jax.random.split(jax.random.key(2), 4 * VECTORS)
+    instances = jax.device_get(jax.vmap(config.scenario.sample, out_axes=-1)(keys))
+    records = [to_record(taken(instances, i), f"vector-{i}") for i in range(len(keys))]
+    fitting = [record for record in records if len(record.alpha) <= limit]
+    if not fitting:
+        raise ConfigError(f"sizes ends at {limit}; the scenario has no instances with so few users")
+    return fitting[:VECTORS]
+
+
+def _vectors(
+    policy: Policy, records: Sequence[schema.InstanceRecord], wanted: ExportConfig
+) -> list[dict[str, Any]]:
+    """What every entry answers to the instances, computed here without exporting anything."""
+    users = wanted.sizes[-1]
+    arrays = [jnp.asarray(x) for x in ports.packed(records, users)]
+    seeds = list(range(len(records)))
+    answers = {}
+    for entry, program in programs(policy).items():
+        more = [jnp.asarray(ports.draws(seeds, users, wanted.samples))] if entry == "best" else []
+        outputs = jax.device_get(jax.jit(program)(*arrays, *more))
+        answers[entry] = dict(zip([port.name for port in ports.OUTPUTS], outputs, strict=True))
+    return [
+        {
+            "instance": schema.instance_to_json(record),
+            "seed": seeds[i],
+            "answers": {
+                entry: {
+                    port.name: found[port.name][i][: len(record.alpha)].tolist()
+                    if port.axes == "N"
+                    else found[port.name][i].tolist()
+                    for port in ports.OUTPUTS
+                }
+                for entry, found in answers.items()
+            },
+        }
+        for i, record in enumerate(records)
+    ]
+
+
+def _about(
+    name: str,
+    policy: Policy,
+    config: TrainConfig,
+    about: Mapping[str, Any],
+    wanted: ExportConfig,
+    sizes: Mapping[str, int],
+    ranges: Mapping[str, Any],
+) -> dict[str, Any]:
+    packages = ("offload-jax", "jax", "jaxlib", "numpy")
+    document: dict[str, Any] = {
+        "format": FORMAT,
+        "version": VERSION,
+        "name": name,
+        "policy": {**about, "order": policy.env.order, "temperature": float(policy.temperature)},
+        "sizes": {
+            "users": list(wanted.sizes),
+            "batches": sizes["M"],
+            "servers": sizes["G"],
+            "samples": wanted.samples,
+        },
+        "inputs": [port.to_json() for port in ports.INPUTS],
+        "inputs_of_best": [ports.DRAWS.to_json()],
+        "outputs": [port.to_json() for port in ports.OUTPUTS],
+        "normalisation": "none: programs take the units above and make them dimensionless inside",
+        "scenario": asdict(config.scenario),
+        "ranges": dict(ranges),
+        "versions": {package: version(package) for package in packages},
+        "jax": {
+            "exported_with": jax.__version__,
+            "platforms": list(PLATFORMS),
+            "calling_convention": export.maximum_supported_calling_convention_version,
+            "loads_with": "this version of jax and those of the 6 months after it",
+        },
+    }
+    if wanted.iree:
+        document["iree"] = {
+            "compiled_with": version("iree-base-compiler"),
+            "machine": platform.machine(),
+            "cpu": _processor(wanted),
+        }
+    return document
+
+
+def _schemas(sizes: Mapping[str, int], users: int) -> dict[str, Any]:
+    fixed = {"M": sizes["M"], "G": sizes["G"], "N": (1, users)}
+    request = json_schema(schema.INSTANCE_HEADER, schema.INSTANCE, fixed)
+    plan = json_schema(schema.PLAN_HEADER, schema.PLAN, fixed)
+    numbers = {"type": "array", "items": {"type": "number"}}
+    answer = {
+        "type": "object",
+        "properties": {
+            **{key: {"const": value} for key, value in ANSWER_HEADER.items()},
+            "plan": plan,
+            "latency": {**numbers, "description": "of each user, s, with the whole splits"},
+            "accuracy": {**numbers, "description": "of each user, with the whole splits"},
+            "price": {**numbers, "description": "of each server, s per GPU-second"},
+            "source": {"enum": ["policy", "fallback", "deny"]},
+            "notes": {"type": "array", "items": {"type": "string"}},
+        },
+        "required": [*ANSWER_HEADER, "plan", "latency", "accuracy", "price", "source", "notes"],
+        "additionalProperties": False,
+    }
+    return {
+        "request": {"$schema": DIALECT, "title": "Instance", **request},
+        "answer": {"$schema": DIALECT, "title": "Answer", **answer},
+    }
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")

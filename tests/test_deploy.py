@@ -1,0 +1,311 @@
+"""Bundles: programs decide as the policy does, damage is refused, bad plans never leave."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import textwrap
+import time
+import zipfile
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from bundles import CONFIG, WANTED, instance, small_bundle, small_policy
+
+from offload_jax import deploy, schema
+from offload_jax import evaluate as valued
+from offload_jax.config import ConfigError
+from offload_jax.deploy.physics import effect
+from offload_jax.deploy.ports import OUTPUTS
+from offload_jax.deploy.verify import replay
+from offload_jax.export import write_bundle
+from offload_jax.instance import from_record
+from offload_jax.plans import add_batch
+from offload_jax.policies import Policy, greedy_plan
+from offload_jax.splits import SplitsConfig
+
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
+
+@pytest.fixture(scope="module")
+def policy() -> Policy:
+    return small_policy()
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory) -> deploy.Bundle:
+    return small_bundle(tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def decider(bundle) -> deploy.Decider:
+    return deploy.load(bundle.folder, "iree")
+
+
+# ---- programs
+
+
+@pytest.mark.parametrize("runtime", ["iree", "jax"])
+@pytest.mark.parametrize("entry", deploy.ENTRIES)
+def test_every_program_decides_as_what_was_exported(bundle, runtime, entry) -> None:
+    found = replay(bundle, deploy.open_runtime(bundle, runtime), entry)
+    assert found.count >= 30
+    assert found.identical == found.count
+    assert found.good
+
+
+def test_the_vectors_are_the_policys_own_plans(bundle, policy) -> None:
+    vector = bundle.vectors[1]
+    (record,) = schema.parse_instances(vector["instance"])
+    plan, _ = greedy_plan(policy, add_batch(from_record(record)))
+    np.testing.assert_array_equal(vector["answers"]["greedy"]["assignment"], plan[:, 0])
+
+
+def test_outputs_are_what_numpy_says(bundle) -> None:
+    for vector in bundle.vectors[:8]:
+        (record,) = schema.parse_instances(vector["instance"])
+        for entry in deploy.ENTRIES:
+            said = {k: np.asarray(x) for k, x in vector["answers"][entry].items()}
+            done = effect(record, said["assignment"], said["integer_split"])
+            assert done.flaws == ()
+            np.testing.assert_allclose(said["latency"], done.latency, rtol=1e-5)
+            np.testing.assert_allclose(said["accuracy"], done.accuracy, atol=1e-6)
+            np.testing.assert_allclose(said["integer_objective"], done.objective, rtol=1e-5)
+            real = effect(record, said["assignment"], said["split"])
+            np.testing.assert_allclose(said["objective"], real.objective, rtol=1e-5)
+
+
+def test_a_policy_with_rules_of_its_own_is_refused(policy, tmp_path) -> None:
+    ruled = replace(policy, env=replace(policy.env, solver=SplitsConfig("cvxpylayers-moreau")))
+    with pytest.raises(ConfigError, match=r"splits.solver is cvxpylayers-moreau; must be native"):
+        write_bundle(tmp_path / "b", ruled, CONFIG, {}, "", WANTED)
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "mine.txt").write_text("kept")
+    with pytest.raises(ConfigError, match="must be a new or empty folder"):
+        write_bundle(tmp_path / "c", policy, CONFIG, {}, "", WANTED)
+    with pytest.raises(ConfigError, match=r"sizes begins with 3; must be at least 4 for 2"):
+        write_bundle(tmp_path / "d", policy, CONFIG, {}, "", replace(WANTED, sizes=(3, 6)))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["c"]
+
+
+# ---- physics
+
+
+def test_numpy_values_a_plan_as_the_package_does(bundle, x64) -> None:
+    rng = np.random.default_rng(0)
+    for i in range(20):
+        (record,) = schema.parse_instances(instance(bundle, i))
+        batches = len(record.intercept)
+        assignment = rng.integers(0, batches + 1, len(record.alpha))
+        outcome = valued(from_record(record), assignment)
+        done = effect(record, assignment, np.asarray(outcome.split, float))
+        np.testing.assert_allclose(done.objective, outcome.objective, rtol=1e-9)
+        np.testing.assert_allclose(done.latency, outcome.latency, rtol=1e-9)
+        assert bool(outcome.feasible) == (done.flaws == ())
+
+
+def test_numpy_names_every_broken_constraint(bundle) -> None:
+    (record,) = schema.parse_instances(instance(bundle))
+    users, whole = len(record.alpha), np.full(len(record.alpha), int(record.steps))
+    full = replace(record, capacity=np.zeros_like(record.capacity), budget=np.zeros(2))
+    everybody = np.ones(users, int)
+    low = np.maximum(record.split_min, record.accuracy_centre[:, 0])
+    flaws = " ".join(effect(full, everybody, np.ceil(low).astype(int)).flaws)
+    assert "batch 1 holds" in flaws
+    assert "GPU-seconds" in flaws
+    assert "split[0] is 0, below" in " ".join(effect(record, everybody, 0 * whole).flaws)
+    assert "split[0] is 0, below" in " ".join(effect(record, 0 * everybody, 0 * whole).flaws)
+    assert "assignment must be" in effect(record, 9 * everybody, whole).flaws[0]
+    assert "finite" in effect(record, everybody, np.full(users, np.nan)).flaws[0]
+
+
+# ---- bundles
+
+
+def test_a_changed_byte_anywhere_is_refused(bundle, tmp_path) -> None:
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "copy"
+    shutil.copytree(bundle.folder, folder)
+    for file in sorted(folder.iterdir()):
+        content = file.read_bytes()
+        for at in {0, len(content) - 1, *rng.integers(0, len(content), 8).tolist()}:
+            broken = bytearray(content)
+            broken[at] ^= 1 << int(rng.integers(8))
+            file.write_bytes(broken)
+            with pytest.raises(deploy.BundleError, match="not as it was written"):
+                deploy.open_bundle(folder)
+        file.write_bytes(content)
+    deploy.open_bundle(folder)
+    (folder / "added").write_text("x")
+    with pytest.raises(deploy.BundleError, match="added was added"):
+        deploy.open_bundle(folder)
+
+
+def test_the_zip_is_the_folder_and_is_checked_as_well(bundle, tmp_path) -> None:
+    archive = bundle.folder.with_name("mine.zip")
+    zipped = deploy.open_bundle(archive)
+    assert zipped.about == bundle.about
+    content, rng = archive.read_bytes(), np.random.default_rng(0)
+    broken, refused = tmp_path / "broken.zip", 0
+    for at in rng.integers(0, len(content), 60):
+        broken.write_bytes(content[:at] + bytes([content[at] ^ 4]) + content[at + 1 :])
+        try:
+            found = deploy.open_bundle(broken)
+        except deploy.BundleError:
+            refused += 1
+        else:  # a byte that means nothing, such as a date: every file is as it was
+            assert found.about == bundle.about
+    assert refused > 40
+    broken.write_bytes(b"PK")
+    with pytest.raises(deploy.BundleError, match=r"no readable .zip"):
+        deploy.open_bundle(broken)
+    with zipfile.ZipFile(broken, "w") as empty:
+        empty.writestr("../escaped", "x")
+    with pytest.raises(deploy.BundleError, match=r"holds no MANIFEST.json"):
+        deploy.open_bundle(broken)
+    assert not (tmp_path / "escaped").exists()
+
+
+def test_what_is_no_bundle_or_runtime_is_said(bundle, tmp_path) -> None:
+    with pytest.raises(deploy.BundleError, match=r"must be a folder or .zip"):
+        deploy.load(tmp_path / "nowhere")
+    with pytest.raises(deploy.BundleError, match="must be one of iree, jax"):
+        deploy.load(bundle.folder, "onnx")
+
+
+# ---- decisions
+
+
+def test_a_decision_is_the_policys_plan(bundle, decider) -> None:
+    for i in range(6):
+        answer = decider.decide(instance(bundle, i))
+        assert answer.source == "policy"
+        assert answer.notes == ()
+        wanted = bundle.vectors[i]["answers"]["greedy"]
+        np.testing.assert_array_equal(answer.plan.assignment, wanted["assignment"])
+        np.testing.assert_array_equal(answer.plan.integer_split, wanted["integer_split"])
+        assert schema.parse_plan(answer.to_json()["plan"]).status == "feasible"
+
+
+def test_samples_never_make_a_plan_worse_and_depend_on_the_seed_alone(bundle, decider) -> None:
+    records = [schema.parse_instances(instance(bundle, i))[0] for i in range(6)]
+    plain = decider.decide_many(records)
+    asks = [deploy.Ask(samples=3, seed=i) for i in range(6)]
+    sampled = decider.decide_many(records, asks)
+    for i, (one, more) in enumerate(zip(plain, sampled, strict=True)):
+        assert more.plan.objective >= one.plan.objective
+        alone = decider.decide(records[i], samples=3, seed=i)
+        assert alone.plan.objective == more.plan.objective
+
+
+def test_a_batch_of_many_is_each_alone(bundle) -> None:
+    decider = deploy.load(bundle.folder, "jax", warm=False)
+    records = [schema.parse_instances(instance(bundle, i))[0] for i in range(5)]
+    together = decider.decide_many(records)
+    for i, answer in enumerate(together):
+        wanted = bundle.vectors[i]["answers"]["greedy"]
+        np.testing.assert_array_equal(answer.plan.assignment, wanted["assignment"])
+
+
+def test_outside_of_the_trained_ranges_greedy_decides(bundle, decider) -> None:
+    strange = instance(bundle)
+    strange["bandwidth"] = 1.0
+    answer = decider.decide(strange)
+    assert answer.source == "fallback"
+    assert "bandwidth 1..1 lies outside the trained range" in answer.notes[0]
+    few = instance(bundle)
+    few["users"] = few["users"][:2]
+    assert "users 2..2 lies outside the trained range" in decider.decide(few).notes[0]
+
+
+class Wrong:
+    """A runtime whose programs went bad: everybody in batch 1 with no step on the device."""
+
+    name, batches, threads = "wrong", (1,), 1
+
+    def __init__(self, inner, entries) -> None:
+        self.inner, self.entries = inner, entries
+
+    def call(self, entry, users, arrays):
+        outputs = self.inner.call(entry, users, arrays)
+        if entry not in self.entries:
+            return outputs
+        bad = {"assignment": 1, "integer_split": 0}
+        return [
+            np.full_like(x, bad[port.name]) if port.name in bad else x
+            for port, x in zip(OUTPUTS, outputs, strict=True)
+        ]
+
+
+def test_a_plan_that_breaks_a_constraint_never_leaves(bundle, decider) -> None:
+    bad = deploy.Decider(bundle, Wrong(decider.runtime, {"greedy"}))
+    answer = bad.decide(instance(bundle))
+    assert (answer.source, answer.plan.status) == ("fallback", "feasible")
+    assert "policy's plan: broken: split[0] is 0" in answer.notes[0]
+    worse = deploy.Decider(bundle, Wrong(decider.runtime, set(deploy.ENTRIES)))
+    answer = worse.decide(instance(bundle))
+    assert (answer.source, answer.plan.status) == ("deny", "feasible")
+    assert not answer.plan.assignment.any()
+    sampled = deploy.Decider(bundle, Wrong(decider.runtime, {"best"}))
+    assert sampled.decide(instance(bundle), samples=3).source == "policy"
+
+
+def test_a_deadline_gets_the_best_plan_so_far(bundle, decider) -> None:
+    (record,) = schema.parse_instances(instance(bundle))
+    past = deploy.Ask(deadline=time.monotonic() - 1)
+    (answer,) = decider.decide_many([record], [past])
+    assert (answer.source, answer.notes) == ("deny", ("the deadline has passed",))
+    decider.decide(record, samples=3)  # from now on it is known how long that takes
+    decider._last_s["best"] = 100.0
+    hurried = decider.decide(record, samples=3, deadline_s=10.0)
+    assert hurried.notes == ("no time for samples before the deadline",)
+    assert hurried.source == "policy"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"bandwidth": float("nan")}, r"request.bandwidth: is NaN; must be a finite number > 0"),
+        ({"servers": 3 * [{"budget": 1}]}, r"request.servers: has length 3; must be 2"),
+        ({"users": []}, r"request.users: has length 0"),
+        ({"wifi": 3}, "has the unknown key"),
+    ],
+)
+def test_a_bad_request_is_refused_by_its_field(bundle, decider, change, message) -> None:
+    with pytest.raises(schema.SchemaError, match=message):
+        decider.decide(instance(bundle) | change)
+
+
+def test_more_users_than_the_bundle_takes_are_refused(bundle, decider) -> None:
+    many = instance(bundle)
+    many["users"] = many["users"] * 2
+    with pytest.raises(schema.SchemaError, match=r"users: has length \d+; must be at most 6"):
+        decider.decide(many)
+
+
+ALONE = """
+    import sys
+    class Without:
+        def find_spec(self, name, path=None, target=None):
+            if name.split(".")[0] in {banned}:
+                raise ModuleNotFoundError(name, name=name)
+    sys.meta_path.insert(0, Without())
+    from offload_jax import deploy
+    decider = deploy.load({folder!r}, {runtime!r})
+    answer = decider.decide(decider.bundle.vectors[0]["instance"])
+    wanted = decider.bundle.vectors[0]["answers"]["greedy"]["assignment"]
+    assert answer.plan.assignment.tolist() == wanted, answer
+"""
+TRAINING = ("flax", "optax", "chex", "cvxpy", "cvxpylayers", "diffcp", "orbax", "wandb", "pydantic",
+            "scipy", "matplotlib", "jaxtyping", "tyro", "rich", "yaml")  # fmt: skip
+
+
+@pytest.mark.parametrize(("runtime", "more"), [("iree", ("jax", "jaxlib")), ("jax", ("iree",))])
+def test_deciding_needs_numpy_and_one_runtime_alone(bundle, runtime, more) -> None:
+    """`scipy` is JAX's own dependency, so only IREE has to do without."""
+    banned = {*TRAINING, *more} - ({"scipy"} if runtime == "jax" else set())
+    code = ALONE.format(banned=banned, folder=str(bundle.folder), runtime=runtime)
+    words = [sys.executable, "-c", textwrap.dedent(code)]
+    subprocess.run(words, check=True, timeout=120)
