@@ -19,6 +19,7 @@ from offload_jax.documents import SchemaError
 from offload_jax.schema import Floats, InstanceRecord, Plan
 
 Source = Literal["policy", "fallback", "deny"]
+MOST_STEPS = 100_000  # beyond any denoising run; float32 counts whole steps exactly up to 2**24
 ANSWER_HEADER = {"format": "offload-jax/answer", "version": 1}
 
 
@@ -108,6 +109,9 @@ class Decider:
 
     def _check_sizes(self, record: InstanceRecord, path: str) -> None:
         sizes = self.bundle.about["sizes"]
+        if record.steps > MOST_STEPS:
+            wrong, allowed = f"is {record.steps:g}", f"must be at most {MOST_STEPS} (steps)"
+            raise SchemaError(f"{path}.steps", wrong, allowed)
         for place, array, axis in (
             ("batches", record.intercept, "batches"),
             ("servers", record.budget, "servers"),

@@ -67,7 +67,8 @@ def packed(records: Sequence[InstanceRecord], users: int) -> list[np.ndarray]:
         for i, record in enumerate(records):
             count = len(record.alpha)
             value = count if port.name == "num_users" else getattr(record, port.name)
-            array[(i, slice(count)) if port.axes.startswith("N") else i] = value
+            with np.errstate(over="ignore"):  # infinite: far outside of any trained range
+                array[(i, slice(count)) if port.axes.startswith("N") else i] = value
         arrays.append(array)
     return arrays
 
