@@ -41,8 +41,8 @@ from offload_jax.instance import from_record, stack, taken, to_record
 from offload_jax.plans import Decision, to_plans
 from offload_jax.policies import greedy_plan
 
-CALLS, AGREED, FUZZED, ENDURED = 300, 100, 2000, 2000
-CLIENTS, LOAD_S = 16, 8.0
+CALLS, AGREED, FUZZED, ENDURED = 10_000, 1_000, 100_000, 100_000
+CLIENTS, LOAD_S = 16, 60.0
 
 
 @cache
