@@ -159,7 +159,7 @@ def write_bundle(
         if wanted.iree:
             _compile_all(new, made, sizes, wanted, say)
         say("trained ranges and test vectors")
-        ranges, records = _ranges(config), _vector_instances(config, wanted.sizes[-1])
+        ranges, records = trained_ranges(config), _vector_instances(config, wanted.sizes[-1])
         _write_json(new / "vectors.json", _vectors(policy, records, wanted))
         document = _about(name, policy, config, about, wanted, sizes, ranges)
         _write_json(new / "bundle.json", document)
@@ -237,7 +237,7 @@ def _processor(wanted: ExportConfig) -> str:
     return wanted.cpu if platform.machine() == "x86_64" else "generic"
 
 
-def _ranges(config: TrainConfig) -> dict[str, list[float | None]]:
+def trained_ranges(config: TrainConfig) -> dict[str, list[float | None]]:
     """The numbers that training met, by the names of `spans`, widened a little; None: infinity."""
     keys = jax.random.split(jax.random.key(1), SAMPLED)
     instances = jax.device_get(jax.vmap(config.scenario.sample, out_axes=-1)(keys))
@@ -253,8 +253,8 @@ def _ranges(config: TrainConfig) -> dict[str, list[float | None]]:
 
 
 def _widened(low: float, high: float) -> list[float | None]:
-    if not np.isfinite(high):
-        return [low, None]
+    if not np.isfinite(high):  # JSON has no infinity
+        return [low if np.isfinite(low) else None, None]
     # Rounding to float32 moves even what never varies.
     wide = MARGIN * (high - low) + 1e-6 * max(abs(low), abs(high))
     return [max(low - wide, 0.0) if low >= 0 else low - wide, high + wide]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import textwrap
 import time
 import zipfile
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,11 +18,11 @@ from bundles import CONFIG, WANTED, instance, small_bundle, small_policy
 
 from offload_jax import deploy, schema
 from offload_jax import evaluate as valued
-from offload_jax.config import ConfigError
+from offload_jax.config import ConfigError, from_settings
 from offload_jax.deploy.physics import effect
 from offload_jax.deploy.ports import OUTPUTS
 from offload_jax.deploy.verify import replay
-from offload_jax.export import write_bundle
+from offload_jax.export import trained_ranges, write_bundle
 from offload_jax.instance import from_record
 from offload_jax.plans import add_batch
 from offload_jax.policies import Policy, greedy_plan
@@ -88,6 +90,15 @@ def test_a_policy_with_rules_of_its_own_is_refused(policy, tmp_path) -> None:
     with pytest.raises(ConfigError, match=r"sizes begins with 3; must be at least 4 for 2"):
         write_bundle(tmp_path / "d", policy, CONFIG, {}, "", replace(WANTED, sizes=(3, 6)))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["c"]
+
+
+def test_ranges_without_an_end_can_be_written() -> None:
+    limits = {"kind": "paper"}, {"kind": "edge", "budget": float("inf")}
+    for scenario in limits:
+        ranges = trained_ranges(from_settings({"scenario": scenario}, "test"))
+        assert ranges["budget"] == [None, None]
+        json.dumps(ranges, allow_nan=False)
+    assert ranges["load"][0] > 0
 
 
 # ---- physics
@@ -309,3 +320,75 @@ def test_deciding_needs_numpy_and_one_runtime_alone(bundle, runtime, more) -> No
     code = ALONE.format(banned=banned, folder=str(bundle.folder), runtime=runtime)
     words = [sys.executable, "-c", textwrap.dedent(code)]
     subprocess.run(words, check=True, timeout=120)
+
+
+PAGE_ALONE = """
+    import json, re, sys
+    import numpy as np
+    import iree.runtime as iree
+    page, module = sys.argv[1:]
+    lines = [json.loads(x) for x in open(page) if x.startswith('{"name"')]
+    arrays = [np.array(x["values"], x["dtype"]) for x in lines]
+    names = [x["name"] for x in lines]
+    first = names.index("assignment")
+    config = iree.Config("local-sync")
+    content = open(module, "rb").read()
+    vm = iree.VmModule.copy_buffer(config.vm_instance, content)
+    outputs = iree.load_vm_module(vm, config).main(*arrays[:first])
+    assert len(outputs) == len(arrays) - first
+    for name, found, wanted in zip(names[first:], outputs, arrays[first:]):
+        np.testing.assert_allclose(found.to_host(), wanted, rtol=1e-5, atol=1e-6, err_msg=name)
+    assert "jax" not in sys.modules and "offload_jax" not in sys.modules
+    del outputs, vm, found
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_worked_instance_of_the_docs(tmp_path) -> None:
+    """As a C++ engineer would: the page's numbers, the module, and nothing of this package."""
+    out = tmp_path / "paper"
+    words = ["export", "--policy", "paper", "--sizes", "8", "20", "--out", str(out)]
+    subprocess.run([sys.executable, "-m", "offload_jax", *words], check=True)
+    page = Path(__file__).resolve().parents[1] / "docs" / "deployment.md"
+    script = [sys.executable, "-c", textwrap.dedent(PAGE_ALONE), str(page)]
+    subprocess.run([*script, str(out / "greedy-8.vmfb")], check=True, cwd=tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_wheel_without_dependencies_decides(bundle, tmp_path) -> None:
+    """In an environment with numpy and a runtime alone, of another Python where there is one."""
+    root = Path(__file__).resolve().parents[1]
+    build = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "-q",
+        "--no-deps",
+        "-w",
+        str(tmp_path),
+        str(root),
+    ]
+    subprocess.run(build, check=True)
+    (wheel,) = tmp_path.glob("offload_jax-*.whl")
+    for name, packages in (("iree", ["iree-base-runtime"]), ("jax", ["jax"])):
+        home = tmp_path / name
+        subprocess.run([other_python(), "-m", "venv", str(home)], check=True)
+        pip = [str(home / "bin" / "pip"), "install", "-q"]
+        subprocess.run([*pip, "numpy", "flatbuffers", *packages], check=True)
+        subprocess.run([*pip, "--no-deps", str(wheel)], check=True)
+        code = ALONE.format(banned={*()}, folder=str(bundle.folder), runtime=name)
+        python = str(home / "bin" / "python")
+        subprocess.run([python, "-c", textwrap.dedent(code)], check=True, cwd=tmp_path)
+
+
+def other_python() -> str:
+    """An interpreter of another supported version, or this one."""
+    mine = f"{sys.version_info.major}.{sys.version_info.minor}"
+    homes = sorted(Path.home().glob(".pyenv/versions/3.1[1-4].*/bin/python"))
+    for path in [*homes, *(Path(x) for v in (12, 13, 11) if (x := shutil.which(f"python3.{v}")))]:
+        if not path.parts[-3].startswith(mine) and not path.name.endswith(mine):
+            return str(path)
+    return sys.executable
