@@ -289,7 +289,7 @@ def fuzz() -> Iterator[Row]:
     for _ in range(FUZZED):
         broken = copy.deepcopy(rng.choice(objects))
         for _ in range(rng.choice((1, 1, 1, 2, 5))):
-            _spoil(broken, rng)
+            spoil(broken, rng)
         try:
             (record,) = decider.parse(json.dumps(broken))
         except SchemaError as error:
@@ -307,7 +307,7 @@ HUGE = (0, -1, 1e-300, 1e300, -1e300, math.nan, math.inf, -math.inf, 2**60, 10**
 WRONG = (*HUGE, None, True, "1", "", [], {}, [[]], {"a": 1})
 
 
-def _spoil(document: Any, rng: random.Random) -> None:
+def spoil(document: Any, rng: random.Random) -> None:
     """Changes one place of a JSON document: a value, a key, a length or a depth."""
     node, path = document, []
     while isinstance(node, dict | list) and node and (not path or rng.random() < 0.8):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 import subprocess
 import sys
 import textwrap
 import time
 import zipfile
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +18,7 @@ import numpy as np
 import pytest
 from bundles import CONFIG, WANTED, instance, small_bundle, small_policy
 
+from benchmarks.serving import spoil
 from offload_jax import deploy, schema
 from offload_jax import evaluate as valued
 from offload_jax.config import ConfigError, from_settings
@@ -392,3 +395,23 @@ def other_python() -> str:
         if not path.parts[-3].startswith(mine) and not path.name.endswith(mine):
             return str(path)
     return sys.executable
+
+
+def test_spoilt_requests_are_refused_by_their_field_or_decided_soundly(bundle, decider) -> None:
+    """The short version of `python -m benchmarks.serving fuzz`."""
+    rng, ends = random.Random(1), Counter()
+    for i in range(400):
+        broken = instance(bundle, i % 30)
+        spoil(broken, rng)
+        try:
+            (record,) = decider.parse(json.dumps(broken))
+        except schema.SchemaError as error:
+            ends["refused" if error.path.startswith("request") else "no field named"] += 1
+            continue
+        answer = decider.decide_many([record])[0]
+        assert effect(record, answer.plan.assignment, answer.plan.integer_split).flaws == ()
+        assert json.dumps(answer.to_json(), allow_nan=False)
+        ends[answer.source] += 1
+    assert ends["no field named"] == 0
+    assert ends["refused"] > 200
+    assert ends["fallback"] > 5

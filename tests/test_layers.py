@@ -142,6 +142,8 @@ HOMES = {
     "cvxpylayers": ("splits.layer",),
     "diffcp": ("splits.cones",),
     "moreau": ("splits.cones",),
+    "fastapi": ("deploy.service",),
+    "iree": ("deploy.runtimes", "export"),
     "matplotlib": ("charts", "figures", "sweep.picture"),
     "pyscipopt": ("baselines.scip_program",),
     "orbax": ("checkpoint", "saved"),
