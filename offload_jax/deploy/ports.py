@@ -74,6 +74,6 @@ def packed(records: Sequence[InstanceRecord], users: int) -> list[np.ndarray]:
 
 
 def draws(seeds: Sequence[int], users: int, samples: int) -> np.ndarray:
-    """The draws of instances from a seed each: the same whatever else is in their batch."""
+    """The draws of instances from a seed each: whatever is in their batch, however it is padded."""
     shape = users, samples
     return np.stack([np.random.default_rng(seed).random(shape, np.float32) for seed in seeds])

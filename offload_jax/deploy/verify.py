@@ -65,9 +65,7 @@ def _run(
     users = next(size for size in bundle.sizes if len(record.alpha) <= size)
     arrays = packed([record], users)
     if entry == "best":
-        # The draws of the largest size, cut: so that padding changes no sample.
-        whole = draws([seed], bundle.sizes[-1], bundle.about["sizes"]["samples"])
-        arrays.append(np.ascontiguousarray(whole[:, :users]))
+        arrays.append(draws([seed], users, bundle.about["sizes"]["samples"]))
     outputs = [x[0] for x in runtime.call(entry, users, arrays)]
     return {
         port.name: (x[: len(record.alpha)] if port.axes == "N" else x)
