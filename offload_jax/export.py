@@ -1,8 +1,7 @@
-"""Bundles from policies: the whole decision as programs that need no training code to run.
+"""Bundles from policies: their programs for every runtime, and all that is needed to trust them.
 
-A program is features, encoder, decoding loop, optimal split points, rounding and the expected
-latency and accuracy, in one function of arrays (`deploy.ports`). `jax.export` lowers it once for
-cpu, cuda and tpu, with any batch and number of users; IREE compiles the same for one machine.
+`jax.export` lowers a program once for cpu, cuda and tpu, with any batch and number of users; IREE
+compiles the same for one machine.
 """
 
 from __future__ import annotations
@@ -21,20 +20,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import export
-from jaxtyping import Array
 
-from offload_jax import manifest, model, schema
-from offload_jax.baselines.heuristics import RECHECKED, reduced_greedy
+from offload_jax import manifest, schema
 from offload_jax.config import ConfigError, TrainConfig
 from offload_jax.deploy import ENTRIES, Bundle, ports
 from offload_jax.deploy.bundle import FORMAT, VERSION, open_bundle, zip_bundle
 from offload_jax.deploy.decide import ANSWER_HEADER
-from offload_jax.instance import Instance, neutral_padding, taken, to_record
+from offload_jax.instance import taken, to_record
 from offload_jax.json_schema import DIALECT, json_schema
-from offload_jax.plans import execute
-from offload_jax.policies import Policy, best_plan, draw_plans, greedy_plan
+from offload_jax.policies import Policy
+from offload_jax.programs import least_users, lowered, programs
 from offload_jax.splits import splits_config
-from offload_jax.types import Assignment
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 SAMPLED = 16_384  # instances that the trained ranges are taken from
@@ -59,72 +55,6 @@ class ExportConfig:
             raise ConfigError(f"samples is {self.samples}; must be at least 2")
 
 
-# ---- programs
-
-
-def to_instance(arrays: Sequence[Array]) -> Instance:
-    """The instances (batch last) of a program's inputs."""
-    named = {
-        port.name: jnp.moveaxis(x, 0, -1) for port, x in zip(ports.INPUTS, arrays, strict=True)
-    }
-    users = named["alpha"].shape[0]
-    mask = jnp.arange(users)[:, None] < named.pop("num_users")
-    return neutral_padding(Instance(**named, mask=mask))
-
-
-def programs(policy: Policy) -> dict[str, Callable[..., tuple[Array, ...]]]:
-    """A function of arrays for each entry of a bundle."""
-
-    def greedy(*arrays: Array) -> tuple[Array, ...]:
-        instances = to_instance(arrays)
-        return _outputs(instances, greedy_plan(policy, instances)[0])
-
-    def best(*arrays: Array) -> tuple[Array, ...]:
-        instances, draws = to_instance(arrays[:-1]), jnp.moveaxis(arrays[-1], 1, 0)
-        encoding, samples = policy.encode(instances), draws.shape[-1]
-        plans, gains = draw_plans(policy, instances, samples, draws, encoding)
-        return _outputs(instances, best_plan(plans, gains)[0])
-
-    def fallback(*arrays: Array) -> tuple[Array, ...]:
-        instances = to_instance(arrays)
-        return _outputs(instances, reduced_greedy(instances))
-
-    return {"greedy": greedy, "best": best, "fallback": fallback}
-
-
-def _outputs(instances: Instance, assignment: Assignment) -> tuple[Array, ...]:
-    """What a program returns, in the order of `ports.OUTPUTS`, the batch first."""
-    rounded = execute(instances, assignment)
-    placed = model.place(instances, assignment)
-    whole = rounded.integer_split.astype(rounded.outcome.split.dtype)
-    outputs = {
-        "assignment": assignment.astype(jnp.int32),
-        "split": rounded.outcome.split,
-        "integer_split": rounded.integer_split,
-        "latency": model.user_latency(instances, placed, whole),
-        "accuracy": model.user_accuracy(instances, placed, whole),
-        "price": rounded.outcome.price,
-        "objective": rounded.outcome.objective,
-        "integer_objective": rounded.integer_objective,
-    }
-    return tuple(jnp.moveaxis(outputs[port.name], -1, 0) for port in ports.OUTPUTS)
-
-
-def lowered(
-    entry: str, program: Callable[..., Any], sizes: Mapping[str, Any], platforms: Sequence[str]
-) -> export.Exported:
-    """A program for arrays of these sizes, which may be symbols; `batch` is one of them."""
-    inputs = [*ports.INPUTS, *([ports.DRAWS] if entry == "best" else [])]
-    arrays = [
-        jax.ShapeDtypeStruct(port.shape(sizes["batch"], dict(sizes)), jnp.dtype(port.dtype))
-        for port in inputs
-    ]
-    return export.export(jax.jit(program), platforms=platforms)(*arrays)
-
-
-# ---- bundles
-
-
 def write_bundle(
     out: Path,
     policy: Policy,
@@ -147,9 +77,9 @@ def write_bundle(
     try:
         sample = config.scenario.sample(jax.random.key(0))
         sizes = {"M": sample.num_batches, "G": sample.num_servers}
-        if wanted.sizes[0] < _least_users(sizes):
+        if wanted.sizes[0] < least_users(sizes):
             raise ConfigError(
-                f"sizes begins with {wanted.sizes[0]}; must be at least {_least_users(sizes)} for "
+                f"sizes begins with {wanted.sizes[0]}; must be at least {least_users(sizes)} for "
                 f"{sizes['M']} batches (fewer users are padded)"
             )
         made = programs(policy)
@@ -192,16 +122,11 @@ def _check(policy: Policy, out: Path) -> None:
 
 def _portable(entry: str, program: Callable[..., Any], sizes: Mapping[str, int]) -> bytes:
     names = ["b", "n", "p"] if entry == "best" else ["b", "n"]
-    least = {"n": _least_users(sizes)}
+    least = {"n": least_users(sizes)}
     limits = [f"{name} >= {least.get(name, 1)}" for name in names]
     symbols = export.symbolic_shape(", ".join(names), constraints=limits)
     symbolic = dict(zip(("batch", "N", "P"), symbols, strict=False)) | dict(sizes)
     return bytes(lowered(entry, program, symbolic, PLATFORMS).serialize())
-
-
-def _least_users(sizes: Mapping[str, int]) -> int:
-    """Requests are padded to at least as many: the fallback looks at so many pairs at once."""
-    return -(-RECHECKED // sizes["M"])
 
 
 def _compile_all(

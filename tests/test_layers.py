@@ -99,6 +99,7 @@ LAYERS = (
     "population",
     "population_loop",
     "deploy",  # an island: all of its files stand here
+    "programs",
     "export",
     "sweep.space",
     "sweep.spec",
