@@ -20,6 +20,7 @@ import uuid
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias, TypeVar, get_type_hints
 
@@ -27,8 +28,6 @@ import numpy as np
 
 PathLike: TypeAlias = str | os.PathLike[str]
 Header: TypeAlias = dict[str, Any]  # the constants that tell a document's format and version
-Part: TypeAlias = "At | Layout"
-Layout: TypeAlias = "dict[str, Part]"  # an object by key, or an array as {"[N]": what it holds}
 R = TypeVar("R")
 
 
@@ -74,9 +73,14 @@ class At:
     null: str = ""
     attr: str = ""
 
-    @property
+    @cached_property
     def axes(self) -> list[str]:
         return re.findall(r"\[(\w)\]", self.place)
+
+    @cached_property
+    def rules(self) -> list[tuple[str, str]]:
+        """The comparisons of `domain`: sign, and what with."""
+        return re.findall(r"([<>]=?) (\w+)", self.domain)
 
     def allowed(self, rule: str = "") -> str:
         unit = "" if self.unit == "-" else f" ({self.unit})"
@@ -91,15 +95,39 @@ def table(record: type) -> list[At]:
     return [replace(mark, attr=attr) for attr, found in marks.items() for mark in found]
 
 
+class Layout(dict[str, Any]):
+    """Parts of an object by key, or of an array as {"[N]": part}; not changed once built."""
+
+    @cached_property
+    def members(self) -> dict[str, tuple[Part, bool]]:
+        """What an object holds by key, and whether it may be left out."""
+        return {token.removesuffix("?"): (self[token], token[-1] == "?") for token in self}
+
+    @cached_property
+    def axis(self) -> str:
+        """Of an array; empty for an object."""
+        token = next(iter(self))
+        return token[1:-1] if token[0] == "[" else ""
+
+
+Part: TypeAlias = At | Layout
+
+
 def layout(fields: Sequence[At]) -> Layout:
-    root: dict[str, Any] = {}
+    root = Layout()
     for at in fields:
         *parents, last = re.findall(r"\[\w\]|[^.\[]+", at.place)
-        node = root
+        node: Any = root
         for token in parents:
-            node = node.setdefault(token, {})
+            node = node.setdefault(token, Layout())
         node[last] = at
     return root
+
+
+@cache
+def _whole(header: tuple[tuple[str, Any], ...], fields: tuple[At, ...]) -> Layout:
+    """The layout of a document, its header first."""
+    return layout([*(_constant(*pair) for pair in header), *fields])
 
 
 def _constant(key: str, value: str | int) -> At:
@@ -211,7 +239,7 @@ class Reader:
         self.known = {"0": 0, "1": 1, **known}
         self.found: dict[str, list[Any]] = {}
         # The header comes first: of another version, nothing else is worth saying.
-        self._read(layout([*(_constant(*pair) for pair in header.items()), *fields]), value, path)
+        self._read(_whole(tuple(header.items()), tuple(fields)), value, path)
 
     def build(self, record: type[R], fields: Sequence[At]) -> R:
         """The record of these fields. Arrays have one axis per bracket of their place."""
@@ -229,8 +257,8 @@ class Reader:
     def _read(self, part: Part, value: Any, path: str) -> None:
         if isinstance(part, At):
             self._read_value(part, value, path)
-        elif (token := next(iter(part))).startswith("["):
-            self._read_array(token[1:-1], part[token], value, path)
+        elif part.axis:
+            self._read_array(part.axis, part[f"[{part.axis}]"], value, path)
         else:
             self._read_object(part, value, path)
 
@@ -247,15 +275,13 @@ class Reader:
     def _read_object(self, parts: Layout, value: Any, path: str) -> None:
         if not isinstance(value, dict):
             raise SchemaError(path, f"is {_shown(value)}", "must be an object")
-        tokens = {token.removesuffix("?"): token for token in parts}
-        for key, token in tokens.items():
-            part, optional = parts[token], token != key
+        for key, (part, optional) in parts.members.items():
             if key not in value:  # most often misspelt: say that first
-                _refuse_unknown(value, tokens, path)
+                _refuse_unknown(value, parts.members, path)
             if key in value or not optional or isinstance(part, At):
                 default = None if optional else _Flaw.MISSING
                 self._read(part, value.get(key, default), f"{path}.{key}")
-        _refuse_unknown(value, tokens, path)
+        _refuse_unknown(value, parts.members, path)
 
     def _read_value(self, at: At, value: Any, path: str) -> None:
         if value is not None or not at.null:
@@ -267,7 +293,7 @@ class Reader:
         self.found.setdefault(at.attr, []).append(value)
 
     def _check_domain(self, at: At, value: Any, path: str) -> None:
-        for sign, name in re.findall(r"([<>]=?) (\w+)", at.domain):
+        for sign, name in at.rules:
             limit = self.known.get(name)
             if limit is not None and not OPERATORS[sign](value, limit):
                 rule = f"{sign} {name}" if name.isdigit() else f"{sign} {name} = {limit:.9g}"
@@ -299,8 +325,8 @@ def _written(part: Part, values: dict[str, Any], index: tuple[int, ...]) -> Any:
         value = values[part.attr][index]
         value = value.item() if isinstance(value, np.generic) else value
         return None if part.null and value == math.inf else value
-    token = next(iter(part))
-    if token.startswith("["):
-        return [_written(part[token], values, (*index, i)) for i in range(values[token[1:-1]])]
+    if axis := part.axis:
+        child = part[f"[{axis}]"]
+        return [_written(child, values, (*index, i)) for i in range(values[axis])]
     members = {key: _written(child, values, index) for key, child in part.items()}
     return {k.removesuffix("?"): v for k, v in members.items() if v is not None or k[-1] != "?"}

@@ -7,10 +7,12 @@ compiles the same for one machine.
 from __future__ import annotations
 
 import json
+import os
 import platform
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -23,8 +25,15 @@ from jax import export
 
 from offload_jax import manifest, schema
 from offload_jax.config import ConfigError, TrainConfig
-from offload_jax.deploy import ENTRIES, Bundle, ports
-from offload_jax.deploy.bundle import FORMAT, VERSION, open_bundle, zip_bundle
+from offload_jax.deploy import ENTRIES, Bundle, ports, present
+from offload_jax.deploy.bundle import (
+    FORMAT,
+    TOGETHER,
+    VERSION,
+    module_name,
+    open_bundle,
+    zip_bundle,
+)
 from offload_jax.deploy.decide import ANSWER_HEADER
 from offload_jax.instance import taken, to_record
 from offload_jax.json_schema import DIALECT, json_schema
@@ -36,6 +45,7 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 SAMPLED = 16_384  # instances that the trained ranges are taken from
 MARGIN = 0.05  # added to both ends of a range, as a share of it
 VECTORS = 32
+IREE_BATCHES = {"greedy": TOGETHER, "best": (1,), "fallback": (1,)}  # each compiles for a minute
 
 
 @dataclass(frozen=True)
@@ -112,6 +122,10 @@ def _check(policy: Policy, out: Path) -> None:
     archive = out.with_name(f"{out.name}.zip")
     if archive.exists():
         raise ConfigError(f"out is {str(out)!r}, but {archive} exists; move it or choose another")
+    if not present("jax"):
+        raise ConfigError(
+            "export needs flatbuffers, which is missing; pip install 'offload-jax[export]'"
+        )
     solver = splits_config(policy.env.solver)
     if solver.solver != "native" or solver.rules:
         raise ConfigError(
@@ -143,18 +157,31 @@ def _compile_all(
             "iree is true, but IREE's compiler is missing; pip install 'offload-jax[export]', or "
             "--no-iree for a bundle that only jax can run"
         ) from None
-    for users in wanted.sizes:
-        for entry in ENTRIES:
-            say(f"{entry}: for IREE, {users} users")
-            fixed = {"batch": 1, "N": users, "P": wanted.samples, **sizes}
+
+    def compile_one(name: str, module: bytes) -> None:
+        compiled = iree.compile_str(
+            module,
+            target_backends=["llvm-cpu"],
+            input_type="stablehlo",
+            extra_args=[f"--iree-llvmcpu-target-cpu={_processor(wanted)}"],
+        )
+        (folder / name).write_bytes(compiled)
+        say(f"{name} compiled")
+
+    wishes = [
+        (entry, batch, users)
+        for users in wanted.sizes
+        for entry in ENTRIES
+        for batch in IREE_BATCHES[entry]
+    ]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # each runs the compiler as a process
+        work = []
+        for entry, batch, users in wishes:
+            fixed = {"batch": batch, "N": users, "P": wanted.samples, **sizes}
             module = lowered(entry, made[entry], fixed, ("cpu",)).mlir_module_serialized
-            compiled = iree.compile_str(
-                module,
-                target_backends=["llvm-cpu"],
-                input_type="stablehlo",
-                extra_args=[f"--iree-llvmcpu-target-cpu={_processor(wanted)}"],
-            )
-            (folder / f"{entry}-{users}.vmfb").write_bytes(compiled)
+            work.append(pool.submit(compile_one, module_name(entry, batch, users), module))
+        for one in work:
+            one.result()
 
 
 def _processor(wanted: ExportConfig) -> str:
@@ -264,6 +291,7 @@ def _about(
     if wanted.iree:
         document["iree"] = {
             "compiled_with": version("iree-base-compiler"),
+            "batches": IREE_BATCHES,
             "machine": platform.machine(),
             "cpu": _processor(wanted),
         }

@@ -6,7 +6,6 @@ each field's description, and checked by `documents.Reader` all the same.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -56,7 +55,7 @@ def _object(parts: Mapping[str, Part], sizes: Mapping[str, Any]) -> dict[str, An
 def _value(at: At) -> dict[str, Any]:
     kind = _TYPES[id(at.kind)]
     found: dict[str, Any] = {"type": [kind, "null"] if at.null else kind}
-    for sign, name in re.findall(r"([<>]=?) (\w+)", at.domain):
+    for sign, name in at.rules:
         if name.isdigit():
             found[_LIMITS[sign]] = int(name)
     return {**found, "description": at.allowed()}

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 
-import httpx
+import httpx2
 import pytest
 from bundles import instance, small_bundle
 from fastapi.testclient import TestClient
@@ -154,9 +154,9 @@ def test_the_command_serves_until_it_is_told_to_stop(decider) -> None:
         url, limit = f"http://127.0.0.1:{port}", time.monotonic() + 30
         while time.monotonic() < limit:
             try:
-                response = httpx.post(f"{url}/plan", json=instance(decider.bundle))
+                response = httpx2.post(f"{url}/plan", json=instance(decider.bundle))
                 break
-            except httpx.ConnectError:
+            except httpx2.ConnectError:
                 time.sleep(0.1)
         assert response.json()["source"] == "policy"
     finally:

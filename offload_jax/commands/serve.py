@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
@@ -68,7 +69,6 @@ def run(words: list[str], prog: str) -> int:
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
     log = structlog.get_logger("offload_jax.service")
-    _keep_compiled()
     decider = _ready(parsed)
     limits = Limits(
         body_bytes=parsed.body_bytes,
@@ -96,7 +96,8 @@ def run(words: list[str], prog: str) -> int:
     )
     # Its own handlers raise the signal again once it has stopped, so that the process would die.
     server.capture_signals = lambda: _stopping(server)  # type: ignore[method-assign]
-    server.run()
+    with _settled():
+        server.run()
     log.info("stopped")
     return 0 if server.started else 1
 
@@ -125,16 +126,25 @@ def _check(parsed: Arguments) -> None:
 
 def _ready(parsed: Arguments) -> Decider:
     decider = load(parsed.bundle, parsed.runtime, warm=False)
-    decider.warm_up(decider.runtime.batches)
+    if decider.runtime.name == "jax" and not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        _keep_compiled()
+    decider.warm_up(together=True)
     return decider
 
 
-def _keep_compiled() -> None:
-    """Lets jax keep what it compiles, so that the next start is quick; other runtimes need not."""
-    from offload_jax.deploy import present
+@contextmanager
+def _settled() -> Iterator[None]:
+    """Without what makes Python let some requests wait much longer than others."""
+    gc.collect()
+    gc.freeze()  # or a full collection looks at every object of every package: 0.1 s
+    # A thread that computed waits for the interpreter while requests are read: 5 ms, unless told.
+    sys.setswitchinterval(0.0005)
+    yield
+    gc.unfreeze()
 
-    if not present("jax") or os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        return
+
+def _keep_compiled() -> None:
+    """Lets jax keep what it compiles, so that the next start is quick."""
     import jax
 
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")

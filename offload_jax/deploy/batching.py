@@ -63,10 +63,14 @@ class Batcher:
         self._tasks.add(task)  # or it might be collected before it ends
         task.add_done_callback(self._tasks.discard)
 
+    def check_room(self, count: int = 1) -> None:
+        """Raises Busy where so many more instances would be too many."""
+        if len(self._jobs) + count > self._most_waiting:
+            raise Busy(f"{len(self._jobs)} instances wait; the service takes {self._most_waiting}")
+
     async def decide(self, records: Sequence[InstanceRecord], asks: Sequence[Ask]) -> list[Answer]:
         """The answers of one request. Raises Busy at once where too much waits already."""
-        if len(self._jobs) + len(records) > self._most_waiting:
-            raise Busy(f"{len(self._jobs)} instances wait; the service takes {self._most_waiting}")
+        self.check_room(len(records))
         loop = asyncio.get_running_loop()
         jobs = [_Job(r, a, loop.create_future()) for r, a in zip(records, asks, strict=True)]
         self._jobs.extend(jobs)
@@ -75,7 +79,7 @@ class Batcher:
         return list(await asyncio.gather(*(job.answer for job in jobs)))
 
     async def _run(self) -> None:
-        most = self._decider.runtime.batches[-1]
+        most = self._decider.runtime.batches("greedy")[-1]
         while True:
             await self._arrived.wait()
             if len(self._jobs) < most:

@@ -5,7 +5,7 @@ README.md        the model card
 schema.json      JSON schemas of a request and of an answer
 vectors.json     instances with the answers of the policy that was exported
 ENTRY.jax        a program for `jax.export`, any batch and number of users, cpu, cuda and tpu
-ENTRY-N.vmfb     the same for IREE, one instance of up to N users (where it was compiled)
+ENTRY-BxN.vmfb   the same for IREE, B instances of up to N users (where it was compiled)
 MANIFEST.json    size and SHA-256 of every file
 """
 
@@ -25,6 +25,12 @@ from offload_jax import manifest
 
 FORMAT, VERSION = "offload-jax/bundle", 1
 ENTRIES = ("greedy", "best", "fallback")  # most likely decisions, best of P, adaptive greedy
+TOGETHER = (1, 16)  # instances a call takes; a few of them cost hardly less than 16
+
+
+def module_name(entry: str, batch: int, users: int) -> str:
+    """The file of IREE's program for so many instances, of so many users each."""
+    return f"{entry}-{batch}x{users}.vmfb"
 
 
 class BundleError(ValueError):

@@ -75,13 +75,13 @@ class Decider:
         self.samples = int(bundle.about["sizes"]["samples"])  # of its best-of-P program
         self._last_s: dict[str, float] = {}  # of the last call of each entry
 
-    def warm_up(self, batches: Sequence[int] = (1,)) -> None:
-        """Runs the programs once for each size, and the policy's for so many instances at once."""
+    def warm_up(self, together: bool = False) -> None:
+        """Runs the programs once for each size; `together`: also for many instances at once."""
         record = schema.parse_instances(self.bundle.vectors[0]["instance"])[0]
         for users in self.bundle.sizes:
             few = _first_users(record, users)
             self._run("fallback", [few], [Ask()], users)
-            for count in batches:
+            for count in self.runtime.batches("greedy") if together else (1,):
                 self._run("greedy", [few] * count, [Ask()] * count, users)
 
     def decide(
@@ -144,22 +144,20 @@ class Decider:
         waiting = [i for i in range(len(records)) if i not in answers]
         for users in self.bundle.sizes:
             group = [i for i in waiting if self._size(records[i]) == users]
-            for part in _parts(group, self.runtime.batches[-1]):
-                found = self._by_policy([records[i] for i in part], [asks[i] for i in part], users)
-                answers.update(zip(part, found, strict=True))
+            found = self._by_policy([records[i] for i in group], [asks[i] for i in group], users)
+            answers.update(zip(group, found, strict=True))
         return [answers[i] for i in range(len(records))]
 
     def _by_policy(
         self, records: Sequence[InstanceRecord], asks: Sequence[Ask], users: int
     ) -> list[Answer]:
         answers = self._run("greedy", records, asks, users)
-        more = [i for i, ask in enumerate(asks) if ask.samples > 1]
-        late = time.monotonic() + self._last_s.get("best", 0)
-        rushed = [i for i in more if asks[i].deadline < late]
-        for i in rushed:
-            answers[i] = replace(answers[i], notes=("no time for samples before the deadline",))
-        more = [i for i in more if i not in rushed]
-        if more:
+        wanted = [i for i, ask in enumerate(asks) if ask.samples > 1]
+        for part in self._parts("best", wanted):
+            late = time.monotonic() + self._last_s.get("best", 0)
+            for i in (i for i in part if asks[i].deadline < late):
+                answers[i] = replace(answers[i], notes=("no time for samples before the deadline",))
+            more = [i for i in part if asks[i].deadline >= late]
             sampled = self._run("best", [records[i] for i in more], [asks[i] for i in more], users)
             for i, answer in zip(more, sampled, strict=True):
                 answers[i] = max(answers[i], answer, key=_worth)
@@ -183,9 +181,26 @@ class Decider:
     def _run(
         self, entry: str, records: Sequence[InstanceRecord], asks: Sequence[Ask], users: int
     ) -> list[Answer]:
-        """One call of a program, each answer checked; its status says what is broken."""
+        """A program's answers, each checked; its status says what is broken."""
+        parts = self._parts(entry, range(len(records)))
+        return [
+            answer
+            for part in parts
+            for answer in self._call(
+                entry, [records[i] for i in part], [asks[i] for i in part], users
+            )
+        ]
+
+    def _parts(self, entry: str, items: Sequence[int]) -> list[Sequence[int]]:
+        """What one call of a program can take, each."""
+        most = self.runtime.batches(entry)[-1]
+        return [items[i : i + most] for i in range(0, len(items), most)]
+
+    def _call(
+        self, entry: str, records: Sequence[InstanceRecord], asks: Sequence[Ask], users: int
+    ) -> list[Answer]:
         start = time.perf_counter()
-        width = next(size for size in self.runtime.batches if len(records) <= size)
+        width = next(size for size in self.runtime.batches(entry) if len(records) <= size)
         filled = [*records, *[records[0]] * (width - len(records))]
         arrays = packed(filled, users)
         if entry == "best":
@@ -283,7 +298,3 @@ def _plan(
 def _worth(answer: Answer) -> float:
     broken = answer.plan.status.startswith("broken")
     return -np.inf if broken else answer.plan.objective
-
-
-def _parts(items: Sequence[int], size: int) -> list[Sequence[int]]:
-    return [items[i : i + size] for i in range(0, len(items), size)]

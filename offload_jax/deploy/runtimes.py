@@ -1,8 +1,8 @@
 """What runs the programs of a bundle. Each runtime is imported only when it is used.
 
-A runtime has a `name`, says how many instances a call takes (`batches`, rising) and how many
-threads may call it at once (`threads`), and calls one entry with arrays padded to one of the
-bundle's sizes.
+A runtime has a `name`, says how many instances a call of an entry takes (`batches`, rising) and
+how many threads may call it at once (`threads`), and calls one entry with arrays padded to one of
+the bundle's sizes.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import platform
 import threading
 import weakref
 from collections.abc import Callable, Sequence
-from functools import cache, partial
+from functools import cache
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from offload_jax.deploy.bundle import Bundle, BundleError
+from offload_jax.deploy.bundle import TOGETHER, Bundle, BundleError, module_name
 
 Arrays = Sequence[np.ndarray]
 
@@ -28,8 +28,10 @@ class Runtime(Protocol):
     """Calls programs; see the module."""
 
     name: str
-    batches: tuple[int, ...]
     threads: int
+
+    def batches(self, entry: str) -> tuple[int, ...]:
+        """The numbers of instances that a call of this entry takes, rising."""
 
     def call(self, entry: str, users: int, arrays: Arrays) -> list[np.ndarray]:
         """The outputs of an entry for inputs whose users are padded to `users`."""
@@ -42,7 +44,6 @@ class JaxRuntime:
     """
 
     name = "jax"
-    batches: tuple[int, ...] = (1, 16)  # each is compiled; a few instances cost as much as 16
     threads = 1  # JAX uses all cores by itself
 
     def __init__(self, bundle: Bundle) -> None:
@@ -56,6 +57,9 @@ class JaxRuntime:
 
         self._program = cache(program)
 
+    def batches(self, entry: str) -> tuple[int, ...]:
+        return TOGETHER  # each is compiled
+
     def call(self, entry: str, users: int, arrays: Arrays) -> list[np.ndarray]:
         import jax
 
@@ -63,11 +67,10 @@ class JaxRuntime:
 
 
 class IreeRuntime:
-    """Modules that IREE compiled ahead of time, one instance a call; no compiler at run time."""
+    """Modules that IREE compiled ahead of time for fixed shapes; no compiler at run time."""
 
     name = "iree"
-    batches: tuple[int, ...] = (1,)
-    threads = os.cpu_count() or 1
+    threads = max(1, (os.cpu_count() or 1) - 1)  # each computes on one core; one is left to serve
 
     def __init__(self, bundle: Bundle) -> None:
         compiled = bundle.about.get("iree")
@@ -79,41 +82,48 @@ class IreeRuntime:
                 f"{platform.machine()}; export it here, or use another runtime"
             )
         self._bundle = bundle
-        self._programs: dict[tuple[int, str, int], Any] = {}
+        self._batches: dict[str, list[int]] = compiled["batches"]
+        self._programs: dict[tuple[int, str, int, int], Any] = {}
         weakref.finalize(self, self._programs.clear)  # IREE complains of modules that outlive it
 
     def call(self, entry: str, users: int, arrays: Arrays) -> list[np.ndarray]:
-        key = threading.get_ident(), entry, users  # a module belongs to one thread
+        batch = len(arrays[0])
+        key = threading.get_ident(), entry, batch, users  # a module belongs to one thread
         if key not in self._programs:
-            self._programs[key] = self._load(entry, users)
-        run = partial(self._one, self._programs[key])
-        rows = [run([x[i : i + 1] for x in arrays]) for i in range(len(arrays[0]))]
-        return [np.concatenate(column) for column in zip(*rows, strict=True)]
+            self._programs[key] = self._load(module_name(entry, batch, users))
+        outputs = self._programs[key](*map(np.ascontiguousarray, arrays))
+        return [np.asarray(x.to_host()) for x in outputs]
 
-    def _load(self, entry: str, users: int) -> Any:
+    def batches(self, entry: str) -> tuple[int, ...]:
+        return tuple(self._batches[entry])
+
+    def _load(self, name: str) -> Any:
         import iree.runtime as iree
 
         # "local-sync" starts no threads, which would cost more than a single plan gains.
         config = iree.Config("local-sync")
-        content = (self._bundle.folder / f"{entry}-{users}.vmfb").read_bytes()
+        content = (self._bundle.folder / name).read_bytes()
         module = iree.VmModule.copy_buffer(config.vm_instance, content)
         return iree.load_vm_module(module, config).main
 
-    @staticmethod
-    def _one(program: Any, arrays: Arrays) -> list[np.ndarray]:
-        return [np.asarray(x.to_host()) for x in program(*map(np.ascontiguousarray, arrays))]
-
 
 RUNTIMES: dict[str, Callable[[Bundle], Runtime]] = {"iree": IreeRuntime, "jax": JaxRuntime}
-_NEEDS = {"iree": "iree.runtime", "jax": "jax"}
+_NEEDS = {"iree": ("iree.runtime",), "jax": ("jax", "flatbuffers")}  # modules
 
 
 def present(name: str) -> bool:
-    """Whether the runtime's package is installed; nothing is imported but its parent."""
-    try:
-        return importlib.util.find_spec(_NEEDS[name]) is not None
-    except ModuleNotFoundError:
-        return False
+    """Whether the runtime's packages are installed; nothing is imported but a module's parent."""
+    return not _missing(name)
+
+
+def _missing(name: str) -> list[str]:
+    def found(module: str) -> bool:
+        try:
+            return importlib.util.find_spec(module) is not None
+        except ModuleNotFoundError:
+            return False
+
+    return [module.split(".")[0] for module in _NEEDS[name] if not found(module)]
 
 
 def open_runtime(bundle: Bundle, name: str | None = None) -> Runtime:
@@ -125,8 +135,8 @@ def open_runtime(bundle: Bundle, name: str | None = None) -> Runtime:
         raise BundleError(f"runtime is {name!r}; must be one of {', '.join(RUNTIMES)}")
     reasons = []
     for candidate in [name] if name else RUNTIMES:
-        if not present(candidate):
-            reasons.append(f"{candidate}: package {_NEEDS[candidate].split('.')[0]} is missing")
+        if missing := _missing(candidate):
+            reasons.append(f"{candidate}: package {' and '.join(missing)} is missing")
             continue
         try:
             return RUNTIMES[candidate](bundle)

@@ -17,6 +17,7 @@ from typing import Any
 import structlog
 from fastapi import FastAPI, Query, Request
 from fastapi.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from offload_jax.deploy.batching import Batcher, Busy
 from offload_jax.deploy.decide import Ask, Decider
@@ -59,6 +60,7 @@ def make_app(decider: Decider, limits: Limits = Limits(), token: str | None = No
 
     app = FastAPI(title="offload-jax", version=_version(decider), lifespan=lifespan)
     app.state.metrics = metrics
+    app.add_middleware(_Counted, metrics=metrics)
 
     @app.exception_handler(Refused)
     async def refuse(request: Request, error: Refused) -> JSONResponse:
@@ -66,15 +68,6 @@ def make_app(decider: Decider, limits: Limits = Limits(), token: str | None = No
         headers = {"Retry-After": "1"} if error.status == 503 else None
         content = {"detail": error.detail, "field": error.field}
         return JSONResponse(content, error.status, headers=headers)
-
-    @app.middleware("http")
-    async def count(request: Request, call_next: Any) -> Response:
-        start = time.perf_counter()
-        response: Response = await call_next(request)
-        if request.url.path == "/plan":
-            metrics.requests.labels(str(response.status_code)).inc()
-            metrics.latency.observe(time.perf_counter() - start)
-        return response
 
     @app.get("/healthz")
     async def healthz() -> dict[str, Any]:
@@ -99,9 +92,10 @@ def make_app(decider: Decider, limits: Limits = Limits(), token: str | None = No
         """
         _authorise(request, token)
         end = time.monotonic() + deadline_s
-        body = await _body(request, limits.body_bytes)
-        records, many = _instances(decider, body, limits.instances)
         try:
+            batcher.check_room()  # before the body costs any time
+            body = await _body(request, limits.body_bytes)
+            records, many = _instances(decider, body, limits.instances)
             answers = await batcher.decide(records, [Ask(samples, seed, end)] * len(records))
         except Busy as error:
             raise Refused(503, f"{error}; try again later") from None
@@ -109,6 +103,29 @@ def make_app(decider: Decider, limits: Limits = Limits(), token: str | None = No
         return JSONResponse(found if many else found[0])
 
     return app
+
+
+class _Counted:
+    """ASGI middleware that counts what /plan answers and how long that took."""
+
+    def __init__(self, app: ASGIApp, metrics: ServiceMetrics) -> None:
+        self._app, self._metrics = app, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope.get("path") != "/plan":
+            return await self._app(scope, receive, send)
+        start, status = time.perf_counter(), 500  # where nothing else is answered
+
+        async def sent(message: Message) -> None:
+            nonlocal status
+            status = message.get("status", status)
+            await send(message)
+
+        try:
+            await self._app(scope, receive, sent)
+        finally:
+            self._metrics.requests.labels(str(status)).inc()
+            self._metrics.latency.observe(time.perf_counter() - start)
 
 
 def _version(decider: Decider) -> str:
