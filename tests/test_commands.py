@@ -236,6 +236,7 @@ def test_both_ways_to_override(capsys) -> None:
     assert "lr: 0.001" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_run_can_be_certified_and_solved_again(trained, capsys) -> None:
     words = ["eval", "--run", str(trained), "--per-cell", "2", "--methods", "top-b"]
     gaps = []
