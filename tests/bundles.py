@@ -19,7 +19,12 @@ from offload_jax.policies import Policy
 
 SMALL = {"kind": "edge", "num_users": (4, 5, 6), "batches": 2, "servers": 2, "models": 2}
 CONFIG = from_settings(
-    {"scenario": SMALL, "env": {"order": "adaptive"}, "network": {"width": 8, "heads": 2, "layers": 1}}, "test"
+    {
+        "scenario": SMALL,
+        "env": {"order": "adaptive"},
+        "network": {"width": 8, "heads": 2, "layers": 1},
+    },
+    "test",
 )
 WANTED = ExportConfig(sizes=(6,), samples=3)
 
