@@ -163,7 +163,10 @@ def _compile_all(
             module,
             target_backends=["llvm-cpu"],
             input_type="stablehlo",
-            extra_args=[f"--iree-llvmcpu-target-cpu={_processor(wanted)}"],
+            extra_args=[
+                f"--iree-llvmcpu-target-cpu={_processor(wanted)}",
+                "--iree-llvmcpu-debug-symbols=false",  # a tenth of the size, a fifth of the time
+            ],
         )
         (folder / name).write_bytes(compiled)
         say(f"{name} compiled")

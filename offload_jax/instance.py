@@ -84,12 +84,13 @@ _USER_FIELDS = (
 def from_record(record: schema.InstanceRecord) -> Instance:
     """The record's numbers in JAX's default float type, without padding."""
     floating = jnp.zeros(()).dtype
-    arrays = {
-        field.name: jnp.asarray(
-            getattr(record, field.name), jnp.int32 if field.name == "server" else floating
-        )
-        for field in fields(Instance)
-        if field.name != "mask"
+    types = {
+        field.name: np.int32 if field.name == "server" else floating for field in fields(Instance)
+    }
+    arrays = {  # converted by NumPy, as JAX would compile that for each number of users
+        name: jnp.asarray(np.asarray(getattr(record, name), dtype))
+        for name, dtype in types.items()
+        if name != "mask"
     }
     return Instance(**arrays, mask=jnp.ones(arrays["alpha"].shape, bool))
 
@@ -143,8 +144,9 @@ def stack(instances: Sequence[Instance]) -> Instance:
             f"instances mix (batches, servers) {sorted(shapes)}; must all have the same"
         )
     width = max(i.num_users for i in instances)
-    padded = [pad_users(i, width) for i in instances]
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves, axis=-1), *padded)
+    # In NumPy, as JAX would compile every operation for each number of users.
+    padded = [pad_users(jax.device_get(i), width) for i in instances]
+    return jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves, axis=-1)), *padded)
 
 
 def pad_users(instance: Instance, num_users: int) -> Instance:
@@ -152,11 +154,12 @@ def pad_users(instance: Instance, num_users: int) -> Instance:
     extra = num_users - instance.num_users
     if extra < 0:
         raise ValueError(f"num_users is {num_users}; must be at least {instance.num_users}")
-    updates = {}
+    updates: dict[str, Any] = {}
     for name in (*_USER_FIELDS, "mask"):
         value = getattr(instance, name)
         pad = [(0, extra)] + [(0, 0)] * (value.ndim - 1)
-        updates[name] = jnp.pad(value, pad, constant_values=_PADDING.get(name, 0))
+        padding = np.pad if isinstance(value, np.ndarray) else jnp.pad
+        updates[name] = padding(value, pad, constant_values=_PADDING.get(name, 0))
     return replace(instance, **updates)
 
 

@@ -30,7 +30,7 @@ WANTED = ExportConfig(sizes=(6,), samples=3)
 
 
 def small_policy() -> Policy:
-    state = learning.init(CONFIG.to_learner(), jax.random.key(0))
+    state = jax.jit(learning.init, static_argnums=0)(CONFIG.to_learner(), jax.random.key(0))
     return Policy(state.params, CONFIG.network, CONFIG.to_env())
 
 
