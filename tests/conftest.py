@@ -7,6 +7,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+# XLA's older code generator compiles twice as fast; read once, when JAX first looks for devices.
+os.environ["XLA_FLAGS"] = f"--xla_cpu_use_fusion_emitters=false {os.environ.get('XLA_FLAGS', '')}"
+
 import jax
 import pytest
 from flax import struct

