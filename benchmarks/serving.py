@@ -35,6 +35,7 @@ from benchmarks.suite import Row
 from offload_jax import cli, deploy, schema, shipped
 from offload_jax.deploy.physics import effect
 from offload_jax.deploy.ports import packed
+from offload_jax.deploy.runtimes import compiler_options
 from offload_jax.documents import SchemaError
 from offload_jax.instance import from_record, stack, taken, to_record
 from offload_jax.plans import Decision, to_plans
@@ -94,6 +95,30 @@ def latency() -> Iterator[Row]:
                 "first answer s": starts[0],
                 "again s": starts[1],
             }
+
+
+def generators() -> Iterator[Row]:
+    """The jax program of one plan of 16 users by XLA's two code generators for CPUs, calls in turn:
+    seconds to compile, ms a call. Bundles use the older one where this jax has it."""
+    options = compiler_options()
+    assert options is not None, "this version of jax has one code generator only"
+    content = (deploy.open_bundle(bundle_path()).folder / "greedy.jax").read_bytes()
+    inputs = packed(records(16, 1), 16)
+    programs, seconds = {}, {}
+    for name, chosen in (("newer", None), ("older", options)):
+        program = jax.export.deserialize(bytearray(content)).call
+        lowered = jax.jit(program, compiler_options=chosen).lower(*inputs)
+        start = time.perf_counter()
+        programs[name] = lowered.compile()
+        seconds[name] = time.perf_counter() - start
+
+    def call(i: int) -> None:
+        jax.device_get(programs["older" if i % 2 else "newer"](*inputs))
+
+    times = np.array([_timed(call, i) for i in range(2 * CALLS // 5)])
+    for i, name in enumerate(programs):
+        p50 = float(np.median(times[i::2])) * 1e3
+        yield {"generator": name, "compile s": seconds[name], "p50 ms": p50}
 
 
 def _timed(call: Callable[[int], None], i: int) -> float:
@@ -182,18 +207,18 @@ def _client(port: int, bodies: Sequence[bytes], until: float, most: int, out: An
         b"POST /plan HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body) + body
         for body in bodies
     ]
-    stream, found = _connected(port), []
+    stream, found = None, []
     for number in range(most):
         start = time.perf_counter()
         if time.monotonic() >= until:
             break
         try:
+            stream = stream or _connected(port)
             stream.write(requests[number % len(requests)])
             stream.flush()
             status = _status(stream)
-        except (OSError, ValueError):
-            stream.close()
-            stream, status = _connected(port), 0
+        except (OSError, ValueError, IndexError):
+            stream, status = None, 0
         found.append((status, time.perf_counter() - start))
     out.extend(found)
 
@@ -203,7 +228,7 @@ def _connected(port: int) -> Any:
 
 
 def _status(stream: Any) -> int:
-    """The status of the next answer, read to its end; ValueError where there is none."""
+    """The status of the next answer, read to its end; ValueError or IndexError for no answer."""
     status, length = int(stream.readline().split(b" ")[1]), 0
     while (line := stream.readline()).strip():
         if line.lower().startswith(b"content-length:"):
@@ -365,6 +390,7 @@ def spoil(document: Any, rng: random.Random) -> None:
 
 PARTS = {
     "latency": latency,
+    "generators": generators,
     "agreement": agreement,
     "load": load,
     "memory": memory,
@@ -377,7 +403,7 @@ class Arguments:
     """Measure deployed decisions; half an hour."""
 
     parts: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
-    """Parts to run: latency, agreement, load, memory, fuzz. Default: all."""
+    """Parts to run: latency, generators, agreement, load, memory, fuzz. Default: all."""
     out: Path | None = None
     """JSON file to write, with its tables beside it (.md). Parts that it has already, and that are
     not run, stay in it."""

@@ -3,8 +3,8 @@
 The ground of schema.py, which says what our own files hold. NumPy and the standard library only.
 
 A record is a dataclass whose attributes carry their place in the document, their unit and their
-domain (`At`). That one table drives reading, writing, validation and the texts of the errors. A
-file holds one document or an array of them; whatever is wrong is a `SchemaError` with its place.
+domain (fields.py). A file holds one document or an array of them; whatever is wrong is a
+`SchemaError` with its place.
 """
 
 from __future__ import annotations
@@ -14,17 +14,16 @@ import json
 import math
 import operator
 import os
-import re
-import sys
 import uuid
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Sequence
 from enum import Enum
-from functools import cache, cached_property
+from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias, TypeVar, get_type_hints
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
+
+from offload_jax.fields import NUMBER, OPERATORS, TEXT, At, Kind, Layout, Part, layout
 
 PathLike: TypeAlias = str | os.PathLike[str]
 Header: TypeAlias = dict[str, Any]  # the constants that tell a document's format and version
@@ -40,88 +39,6 @@ class SchemaError(ValueError):
 
     def __str__(self) -> str:
         return "{}: {}; {}".format(*self.args)
-
-
-class Kind(NamedTuple):
-    """A type of value: in words, and as a test of what JSON was loaded as."""
-
-    words: str
-    accepts: Callable[[Any], bool]
-
-
-# Types are compared exactly, as bool is an int and 1 == 1.0 == True. Python compares int and float
-# without rounding, so 10**400 is above the largest float; beyond 2**53 other readers round ints.
-NUMBER = Kind("a finite number", lambda v: type(v) in (int, float) and abs(v) <= sys.float_info.max)
-INTEGER = Kind("an integer", lambda v: type(v) is int and abs(v) <= 2**53)
-TEXT = Kind("a string", lambda v: type(v) is str)
-OPERATORS = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}
-
-
-@dataclass(frozen=True)
-class At:
-    """Where an attribute stands in the document, and what it may be.
-
-    In `place`, `[N]` stands for the index along an axis N, and `?` marks a key that may be left
-    out. `domain` compares with 0, 1, the size of an axis, or an attribute above it in the table,
-    as in "> 0 and < steps". `null` says what null means, where it is allowed.
-    """
-
-    place: str
-    unit: str = "-"
-    domain: str = ""
-    kind: Kind = NUMBER
-    null: str = ""
-    attr: str = ""
-
-    @cached_property
-    def axes(self) -> list[str]:
-        return re.findall(r"\[(\w)\]", self.place)
-
-    @cached_property
-    def rules(self) -> list[tuple[str, str]]:
-        """The comparisons of `domain`: sign, and what with."""
-        return re.findall(r"([<>]=?) (\w+)", self.domain)
-
-    def allowed(self, rule: str = "") -> str:
-        unit = "" if self.unit == "-" else f" ({self.unit})"
-        null = f", or null for {self.null}" if self.null else ""
-        return f"must be {rule or f'{self.kind.words} {self.domain}'.rstrip()}{unit}{null}"
-
-
-def table(record: type) -> list[At]:
-    """The `At` of each attribute that is annotated with one, in order."""
-    hints = get_type_hints(record, include_extras=True)
-    marks = {attr: getattr(hint, "__metadata__", ()) for attr, hint in hints.items()}
-    return [replace(mark, attr=attr) for attr, found in marks.items() for mark in found]
-
-
-class Layout(dict[str, Any]):
-    """Parts of an object by key, or of an array as {"[N]": part}; not changed once built."""
-
-    @cached_property
-    def members(self) -> dict[str, tuple[Part, bool]]:
-        """What an object holds by key, and whether it may be left out."""
-        return {token.removesuffix("?"): (self[token], token[-1] == "?") for token in self}
-
-    @cached_property
-    def axis(self) -> str:
-        """Of an array; empty for an object."""
-        token = next(iter(self))
-        return token[1:-1] if token[0] == "[" else ""
-
-
-Part: TypeAlias = At | Layout
-
-
-def layout(fields: Sequence[At]) -> Layout:
-    root = Layout()
-    for at in fields:
-        *parents, last = re.findall(r"\[\w\]|[^.\[]+", at.place)
-        node: Any = root
-        for token in parents:
-            node = node.setdefault(token, Layout())
-        node[last] = at
-    return root
 
 
 @cache

@@ -1,19 +1,13 @@
-"""Bundles from policies: their programs for every runtime, and all that is needed to trust them.
-
-`jax.export` lowers a program once for cpu, cuda and tpu, with any batch and number of users; IREE
-compiles the same for one machine.
-"""
+"""Bundles from policies: their programs for every runtime, and all that is needed to trust them."""
 
 from __future__ import annotations
 
 import json
-import os
 import platform
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,45 +18,27 @@ import numpy as np
 from jax import export
 
 from offload_jax import manifest, schema
-from offload_jax.config import ConfigError, TrainConfig
-from offload_jax.deploy import ENTRIES, Bundle, ports, present
-from offload_jax.deploy.bundle import (
-    FORMAT,
-    TOGETHER,
-    VERSION,
-    module_name,
-    open_bundle,
-    zip_bundle,
+from offload_jax.artifacts import (
+    IREE_BATCHES,
+    PLATFORMS,
+    ExportConfig,
+    check_packages,
+    compile_for_iree,
+    portable,
 )
+from offload_jax.config import ConfigError, TrainConfig
+from offload_jax.deploy import ENTRIES, Bundle, ports
+from offload_jax.deploy.bundle import FORMAT, VERSION, open_bundle, zip_bundle
 from offload_jax.deploy.decide import ANSWER_HEADER
 from offload_jax.instance import taken, to_record
 from offload_jax.json_schema import DIALECT, json_schema
 from offload_jax.policies import Policy
-from offload_jax.programs import least_users, lowered, programs
+from offload_jax.programs import least_users, programs
 from offload_jax.splits import splits_config
 
-PLATFORMS = ("cpu", "cuda", "tpu")
 SAMPLED = 16_384  # instances that the trained ranges are taken from
 MARGIN = 0.05  # added to both ends of a range, as a share of it
-VECTORS = 32
-IREE_BATCHES = {"greedy": TOGETHER, "best": (1,), "fallback": (1,)}  # each compiles for a minute
-
-
-@dataclass(frozen=True)
-class ExportConfig:
-    """What a bundle is made for."""
-
-    sizes: tuple[int, ...]  # numbers of users that requests are padded to
-    samples: int = 16  # of the program that keeps the best of several plans
-    iree: bool = True  # also compile for IREE
-    cpu: str = "x86-64-v3"  # oldest processor the IREE programs run on; "generic" for any
-
-    def validate(self) -> None:
-        """Raises ConfigError naming the field and what is allowed."""
-        if not self.sizes or min(self.sizes) < 1 or list(self.sizes) != sorted(set(self.sizes)):
-            raise ConfigError(f"sizes is {self.sizes}; must be rising numbers of users >= 1")
-        if self.samples < 2:
-            raise ConfigError(f"samples is {self.samples}; must be at least 2")
+VECTORS = 32  # a multiple of what a call takes
 
 
 def write_bundle(
@@ -80,6 +56,7 @@ def write_bundle(
     policy that cannot be exported.
     """
     wanted.validate()
+    check_packages(wanted)
     _check(policy, out)
     name, archive = out.name, out.with_name(f"{out.name}.zip")
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -95,9 +72,9 @@ def write_bundle(
         made = programs(policy)
         for entry in ENTRIES:
             say(f"{entry}: for jax")
-            (new / f"{entry}.jax").write_bytes(_portable(entry, made[entry], sizes))
+            (new / f"{entry}.jax").write_bytes(portable(entry, made[entry], sizes))
         if wanted.iree:
-            _compile_all(new, made, sizes, wanted, say)
+            compile_for_iree(new, made, sizes, wanted, say)
         say("trained ranges and test vectors")
         ranges, records = trained_ranges(config), _vector_instances(config, wanted.sizes[-1])
         _write_json(new / "vectors.json", _vectors(policy, records, wanted))
@@ -122,74 +99,12 @@ def _check(policy: Policy, out: Path) -> None:
     archive = out.with_name(f"{out.name}.zip")
     if archive.exists():
         raise ConfigError(f"out is {str(out)!r}, but {archive} exists; move it or choose another")
-    if not present("jax"):
-        raise ConfigError(
-            "export needs flatbuffers, which is missing; pip install 'offload-jax[export]'"
-        )
     solver = splits_config(policy.env.solver)
     if solver.solver != "native" or solver.rules:
         raise ConfigError(
             f"the policy's splits.solver is {solver.solver}; must be native and without "
             "constraints or terms: cvxpylayers calls back into Python, which no export can hold"
         )
-
-
-def _portable(entry: str, program: Callable[..., Any], sizes: Mapping[str, int]) -> bytes:
-    names = ["b", "n", "p"] if entry == "best" else ["b", "n"]
-    least = {"n": least_users(sizes)}
-    limits = [f"{name} >= {least.get(name, 1)}" for name in names]
-    symbols = export.symbolic_shape(", ".join(names), constraints=limits)
-    symbolic = dict(zip(("batch", "N", "P"), symbols, strict=False)) | dict(sizes)
-    return bytes(lowered(entry, program, symbolic, PLATFORMS).serialize())
-
-
-def _compile_all(
-    folder: Path,
-    made: Mapping[str, Callable[..., Any]],
-    sizes: Mapping[str, int],
-    wanted: ExportConfig,
-    say: Callable[[str], None],
-) -> None:
-    try:
-        import iree.compiler as iree
-    except ImportError:
-        raise ConfigError(
-            "iree is true, but IREE's compiler is missing; pip install 'offload-jax[export]', or "
-            "--no-iree for a bundle that only jax can run"
-        ) from None
-
-    def compile_one(name: str, module: bytes) -> None:
-        compiled = iree.compile_str(
-            module,
-            target_backends=["llvm-cpu"],
-            input_type="stablehlo",
-            extra_args=[
-                f"--iree-llvmcpu-target-cpu={_processor(wanted)}",
-                "--iree-llvmcpu-debug-symbols=false",  # a tenth of the size, a fifth of the time
-            ],
-        )
-        (folder / name).write_bytes(compiled)
-        say(f"{name} compiled")
-
-    wishes = [
-        (entry, batch, users)
-        for users in wanted.sizes
-        for entry in ENTRIES
-        for batch in IREE_BATCHES[entry]
-    ]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # each runs the compiler as a process
-        work = []
-        for entry, batch, users in wishes:
-            fixed = {"batch": batch, "N": users, "P": wanted.samples, **sizes}
-            module = lowered(entry, made[entry], fixed, ("cpu",)).mlir_module_serialized
-            work.append(pool.submit(compile_one, module_name(entry, batch, users), module))
-        for one in work:
-            one.result()
-
-
-def _processor(wanted: ExportConfig) -> str:
-    """x86-64 levels name nothing on other machines."""
-    return wanted.cpu if platform.machine() == "x86_64" else "generic"
 
 
 def trained_ranges(config: TrainConfig) -> dict[str, list[float | None]]:
@@ -296,7 +211,7 @@ def _about(
             "compiled_with": version("iree-base-compiler"),
             "batches": IREE_BATCHES,
             "machine": platform.machine(),
-            "cpu": _processor(wanted),
+            "cpu": wanted.processor,
         }
     return document
 

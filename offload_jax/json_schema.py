@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from offload_jax.documents import INTEGER, NUMBER, TEXT, At, Header, Part, layout
+from offload_jax.documents import Header
+from offload_jax.fields import INTEGER, NUMBER, TEXT, At, Part, layout
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _LIMITS = {

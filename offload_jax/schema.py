@@ -19,8 +19,8 @@ A **plan** is the answer for one instance: the attributes of `Plan` as keys, bes
 `"format": "offload-jax/plan", "version": 1`. A file holds one object or an array of them.
 
 Each attribute of the records carries its place in the file, its unit and its domain; the rest
-follows from that table (documents.py). Arrays are validated by writing and reading them back.
-Whatever is wrong is a `SchemaError` that names the place.
+follows from that table (fields.py, documents.py). Arrays are validated by writing and reading them
+back. Whatever is wrong is a `SchemaError` that names the place.
 """
 
 from __future__ import annotations
@@ -33,8 +33,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offload_jax import documents
-from offload_jax.documents import INTEGER, TEXT, At, PathLike
+from offload_jax.documents import PathLike
 from offload_jax.documents import SchemaError as SchemaError  # the name callers know it by
+from offload_jax.fields import INTEGER, TEXT, At, table
 
 Floats: TypeAlias = NDArray[np.float64]
 Ints: TypeAlias = NDArray[np.int64]
@@ -112,10 +113,10 @@ class Plan:
 INSTANCE_FORMAT, PLAN_FORMAT, VERSION = "offload-jax/instance", "offload-jax/plan", 1
 INSTANCE_HEADER = {"format": INSTANCE_FORMAT, "version": VERSION}
 PLAN_HEADER = {"format": PLAN_FORMAT, "version": VERSION}
-INSTANCE, PLAN = documents.table(InstanceRecord), documents.table(Plan)
+INSTANCE, PLAN = table(InstanceRecord), table(Plan)
 OPTIMUM = [
     replace(at, place=f"optimum?.{at.place}", attr=f"optimum.{at.attr}")
-    for at in documents.table(OptimumRecord)
+    for at in table(OptimumRecord)
 ]
 
 

@@ -13,8 +13,9 @@ from filelock import FileLock
 
 from offload_jax import deploy
 from offload_jax import learner as learning
+from offload_jax.artifacts import ExportConfig
 from offload_jax.config import from_settings
-from offload_jax.export import ExportConfig, write_bundle
+from offload_jax.export import write_bundle
 from offload_jax.policies import Policy
 
 SMALL = {"kind": "edge", "num_users": (4, 5, 6), "batches": 2, "servers": 2, "models": 2}

@@ -90,3 +90,12 @@ def quick_compiler() -> Iterator[None]:
     yield
     jax.config.update("jax_disable_most_optimizations", False)
     del os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"]
+
+
+@pytest.fixture
+def optimized() -> Iterator[None]:
+    """One test of such a module whose programs are optimised all the same, as a user's are."""
+    before = jax.config.values["jax_disable_most_optimizations"]
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)

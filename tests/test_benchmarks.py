@@ -27,10 +27,7 @@ open(sys.argv[sys.argv.index("--out") + 1], "w").write(json.dumps(document))
 
 
 @pytest.mark.usefixtures("quick_compiler")
-@pytest.mark.parametrize(
-    "name",
-    [n if n == "splits" else pytest.param(n, marks=pytest.mark.slow) for n in suite.NAMES],
-)
+@pytest.mark.parametrize("name", suite.NAMES)
 def test_every_benchmark_runs(name, tmp_path, capsys, monkeypatch):
     kinds = {kind: [x for x in found if x != "qpax"] for kind, found in layers.KINDS.items()}
     monkeypatch.setattr(layers, "KINDS", kinds)

@@ -76,7 +76,6 @@ def test_time_ends_it_early_and_the_bound_holds() -> None:
     assert late.mean() < early.mean()
 
 
-@pytest.mark.slow
 def test_degenerate_instances() -> None:
     for case, instances in degenerate(COUNT).items():
         plan = jit(METHODS["greedy"].assign)(instances)

@@ -53,9 +53,9 @@ def test_a_packed_policy_is_evaluated_without_its_run(trained, tmp_path, capsys)
     card = (folder / "README.md").read_text()
     assert "| a | table |" in card
     assert "Only a test." in card
-    words = ["--per-cell", "2", "--methods", "deny", "--samples", "4", "--refine", "re-deciding"]
+    words = ["--per-cell", "2", "--methods", "deny", "--samples", "4", "--refine", "local-search"]
     assert cli.main(["eval", "--policy", str(folder), *words, "--out", str(out)]) == 0
-    assert "policy, best of 4 + re-deciding" in capsys.readouterr().out
+    assert "policy, best of 4 + local-search" in capsys.readouterr().out
     assert json.loads((out / "eval.json").read_text())["source"]["policy"] == str(folder)
     assert cli.main(["pack", "--run", str(trained), "--out", str(folder)]) == 1
     assert "must be a new or empty folder" in capsys.readouterr().err
@@ -236,7 +236,6 @@ def test_both_ways_to_override(capsys) -> None:
     assert "lr: 0.001" in capsys.readouterr().out
 
 
-@pytest.mark.slow
 def test_a_run_can_be_certified_and_solved_again(trained, capsys) -> None:
     words = ["eval", "--run", str(trained), "--per-cell", "2", "--methods", "top-b"]
     gaps = []

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from samples import INSTANCE, M, N, assert_refused, changed, record
 
 from offload_jax import documents, schema
-from offload_jax.documents import INTEGER, TEXT, At, SchemaError
+from offload_jax.documents import SchemaError
+from offload_jax.fields import INTEGER, TEXT, At, table
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ SHELF = HEADER | {
 
 
 def read_shelf(document) -> Shelf:
-    fields = documents.table(Shelf)
+    fields = table(Shelf)
     return documents.Reader(document, HEADER, fields, "s").build(Shelf, fields)
 
 
@@ -45,7 +46,7 @@ def test_any_record_with_a_table_round_trips():
     shelf = read_shelf(SHELF)
     assert (shelf.count.tolist(), shelf.note) == ([2, 1], (None, "top"))
     assert shelf.width.tolist() == [[0.5], [math.inf]]
-    assert documents.to_json(shelf, HEADER, documents.table(Shelf), "s") == SHELF
+    assert documents.to_json(shelf, HEADER, table(Shelf), "s") == SHELF
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = (
     "types",
     "checks",
+    "fields",
     "documents",
     "json_schema",
     "schema",
@@ -100,6 +101,7 @@ LAYERS = (
     "population_loop",
     "deploy",  # an island: all of its files stand here
     "programs",
+    "artifacts",
     "export",
     "sweep.space",
     "sweep.spec",
@@ -132,7 +134,7 @@ LAYERS = (
 
 # Folders with a life of their own: what they may import besides themselves.
 ISLANDS = {
-    "deploy": ("documents", "schema", "manifest"),
+    "deploy": ("fields", "documents", "schema", "manifest"),
     "hybrid": ("documents", "schema", "instance", "scenario", "model"),
 }
 
@@ -144,7 +146,7 @@ HOMES = {
     "diffcp": ("splits.cones",),
     "moreau": ("splits.cones",),
     "fastapi": ("deploy.service",),
-    "iree": ("deploy.runtimes", "export"),
+    "iree": ("artifacts", "deploy.runtimes"),
     "matplotlib": ("charts", "figures", "sweep.picture"),
     "pyscipopt": ("baselines.scip_program",),
     "orbax": ("checkpoint", "saved"),

@@ -91,7 +91,6 @@ def pair(tmp_path_factory) -> list[dict[str, Any]]:
     return findings(*(child([*words, str(i)], 2) for i in range(2)))
 
 
-@pytest.mark.slow
 def test_two_processes_learn_as_one(pair) -> None:
     learner, state, rows = TINY.to_learner(), runs.initial_state(TINY), []
     for _ in range(TINY.learner.updates):

@@ -58,7 +58,6 @@ def test_a_member_learns_as_alone(trained, tmp_path) -> None:
     assert rows[-1]["gap"] == pytest.approx(alone.rows[-1]["gap"], rel=1e-3)
 
 
-@pytest.mark.slow
 def test_members_keep_apart(trained) -> None:
     assert is_population(trained)
     assert list(read_members(trained)) == [GOOD[0], BAD[0], GOOD[1], BAD[1]]

@@ -242,7 +242,6 @@ def reset_free(instances: Instance) -> jax.Array:
     return state.assignment
 
 
-@pytest.mark.slow
 def test_baselines_and_whole_splits_keep_the_rules() -> None:
     instances, _ = world()
     solver = config(RULES["energy"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import replace
 from functools import cache
 from itertools import combinations
@@ -25,14 +24,6 @@ from offload_jax.value import evaluate, solve_placed
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 SEARCHES = [name for name, method in METHODS.items() if method.search is not None]
 COUNT = 8
-
-
-def tiered(names: Iterable[str]) -> list:
-    """As parameters; what is another method with other settings is left to the slow tests."""
-    slow = pytest.mark.slow
-    return [pytest.param(n, marks=slow) if n == "genetic-tuned" else n for n in names]
-
-
 gains_of, valued = jit(feasible_gain), jit(evaluate)
 
 
@@ -50,7 +41,7 @@ def decided(name: str) -> tuple[np.ndarray, Trace]:
     return np.asarray(decision.assignment), trace
 
 
-@pytest.mark.parametrize("name", tiered(SEARCHES))
+@pytest.mark.parametrize("name", SEARCHES)
 def test_plans_are_feasible_and_near_the_optimum(name) -> None:
     instances = world("edge", COUNT)
     plan, trace = decided(name)
@@ -150,7 +141,6 @@ def test_move_gains_are_derivatives_of_the_soft_value(x64) -> None:
     np.testing.assert_allclose(found[real], wanted[real], atol=1e-9)
 
 
-@pytest.mark.slow
 def test_more_time_is_used_and_never_hurts() -> None:
     instance = one(world("edge", COUNT), 0)
     short = solve(instance, "local-search")
@@ -222,7 +212,7 @@ def check_feasible(name: str, count: int) -> int:
 HEURISTICS = [name for name, method in METHODS.items() if method.assign or method.search]
 
 
-@pytest.mark.parametrize("name", tiered(name for name in HEURISTICS if name != "top-b"))
+@pytest.mark.parametrize("name", [name for name in HEURISTICS if name != "top-b"])
 def test_degenerate_instances(name) -> None:
     check_feasible(name, COUNT)
 

@@ -238,7 +238,6 @@ def test_the_command_line_is_that_of_wandb(tmp_path) -> None:
     assert sweep.command_line(["--x"]) == ["/usr/bin/env", sys.executable, sweep.program, "--x"]
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("quick_compiler")
 def test_what_the_agent_of_wandb_runs(tmp_path, monkeypatch) -> None:
     """Its own code builds the command line, sets the environment and starts the process."""

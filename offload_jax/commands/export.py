@@ -9,6 +9,7 @@ from pathlib import Path
 import tyro
 
 from offload_jax import export, folders, runs, shipped
+from offload_jax.artifacts import ExportConfig
 from offload_jax.commands.pack import about_run, card_of
 from offload_jax.commands.progress import warn
 from offload_jax.config import ConfigError
@@ -52,7 +53,7 @@ def run(words: list[str], prog: str) -> int:
         about = about_run(parsed.run, policy.source)
         card = card_of(parsed.run, parsed.out.name, config, about)
     most = config.scenario.max_users
-    wanted = export.ExportConfig(
+    wanted = ExportConfig(
         parsed.sizes or tuple(sorted({(most + 1) // 2, most})),
         parsed.samples,
         parsed.iree,

@@ -41,7 +41,8 @@ def run(words: list[str], prog: str) -> int:
                 raise
             print(f"left out: {error}")
             continue
-        found += [(name, replay(bundle, runtime, entry)) for entry in ENTRIES]
+        calls = [(entry, batch) for entry in ENTRIES for batch in runtime.batches(entry)]
+        found += [(name, replay(bundle, runtime, *call)) for call in calls]
     if not found:
         raise BundleError("no runtime is installed; pip install jax, or iree-base-runtime")
     Console().print(_table(found))
@@ -54,17 +55,19 @@ def _table(found: list[tuple[str, Replay]]) -> Table:
     table = Table(
         "runtime",
         "program",
-        "identical plans",
-        "objective elsewhere",
+        "at once",
+        "identical",
+        "off by",
         "infeasible",
-        "first answer",
-        "later ones",
+        "first",
+        "later",
     )
     for name, row in found:
         elsewhere = f"{row.farthest:.1e}" if row.identical < row.count else "-"
         table.add_row(
             name,
             row.entry,
+            str(row.batch),
             f"{row.identical}/{row.count}",
             elsewhere,
             str(row.flaws),

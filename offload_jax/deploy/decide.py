@@ -182,14 +182,11 @@ class Decider:
         self, entry: str, records: Sequence[InstanceRecord], asks: Sequence[Ask], users: int
     ) -> list[Answer]:
         """A program's answers, each checked; its status says what is broken."""
-        parts = self._parts(entry, range(len(records)))
-        return [
-            answer
-            for part in parts
-            for answer in self._call(
-                entry, [records[i] for i in part], [asks[i] for i in part], users
-            )
-        ]
+        answers: list[Answer] = []
+        for part in self._parts(entry, range(len(records))):
+            chosen = [records[i] for i in part]
+            answers += self._call(entry, chosen, [asks[i] for i in part], users)
+        return answers
 
     def _parts(self, entry: str, items: Sequence[int]) -> list[Sequence[int]]:
         """What one call of a program can take, each."""

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from offload_jax.documents import INTEGER, TEXT
+from offload_jax.fields import INTEGER, TEXT
 from offload_jax.schema import INSTANCE, InstanceRecord
 
 AXES = {"N": "users", "M": "batches", "G": "servers", "P": "samples"}

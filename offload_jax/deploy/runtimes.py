@@ -53,7 +53,7 @@ class JaxRuntime:
             import jax
 
             content = bytearray((bundle.folder / f"{entry}.jax").read_bytes())
-            return jax.jit(export.deserialize(content).call, compiler_options=_options())
+            return jax.jit(export.deserialize(content).call, compiler_options=compiler_options())
 
         self._program = cache(program)
 
@@ -66,17 +66,18 @@ class JaxRuntime:
         return [np.asarray(x) for x in jax.device_get(self._program(entry)(*arrays))]
 
 
-def _options() -> dict[str, bool] | None:
-    """XLA's older code generator for CPUs: less time to compile and, for these programs, to run.
+@cache
+def compiler_options() -> dict[str, bool] | None:
+    """XLA's older code generator for CPUs, where this version of XLA has it.
 
-    Measured with jax 0.10: 3.0 instead of 4.6 s, and 1.5 instead of 2.2 ms for a plan of 16 users.
+    Programs of bundles compile and run faster: `python -m benchmarks.serving generators`.
     """
     import jax
 
     options = {"xla_cpu_use_fusion_emitters": False}
     try:
         jax.jit(lambda x: x, compiler_options=options)(0.0)
-    except Exception:  # another version of XLA, or another device, may not know it
+    except jax.errors.JaxRuntimeError:  # it does not know the option
         return None
     return options
 
@@ -126,19 +127,17 @@ RUNTIMES: dict[str, Callable[[Bundle], Runtime]] = {"iree": IreeRuntime, "jax": 
 _NEEDS = {"iree": ("iree.runtime",), "jax": ("jax", "flatbuffers")}  # modules
 
 
+def installed(module: str) -> bool:
+    """Whether a module can be imported; nothing is imported but its parent."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
+
+
 def present(name: str) -> bool:
-    """Whether the runtime's packages are installed; nothing is imported but a module's parent."""
-    return not _missing(name)
-
-
-def _missing(name: str) -> list[str]:
-    def found(module: str) -> bool:
-        try:
-            return importlib.util.find_spec(module) is not None
-        except ModuleNotFoundError:
-            return False
-
-    return [module.split(".")[0] for module in _NEEDS[name] if not found(module)]
+    """Whether all that the runtime needs is installed."""
+    return all(map(installed, _NEEDS[name]))
 
 
 def open_runtime(bundle: Bundle, name: str | None = None) -> Runtime:
@@ -150,8 +149,8 @@ def open_runtime(bundle: Bundle, name: str | None = None) -> Runtime:
         raise BundleError(f"runtime is {name!r}; must be one of {', '.join(RUNTIMES)}")
     reasons = []
     for candidate in [name] if name else RUNTIMES:
-        if missing := _missing(candidate):
-            reasons.append(f"{candidate}: package {' and '.join(missing)} is missing")
+        if missing := [module for module in _NEEDS[candidate] if not installed(module)]:
+            reasons.append(f"{candidate}: {' and '.join(missing)} cannot be imported")
             continue
         try:
             return RUNTIMES[candidate](bundle)

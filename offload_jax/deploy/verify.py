@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,14 +22,15 @@ SAME = 1e-5  # of the objective
 
 @dataclass(frozen=True)
 class Replay:
-    """How one entry of a bundle came out in one runtime."""
+    """How one entry of a bundle came out in one runtime, so many instances a call."""
 
     entry: str
+    batch: int
     count: int
     identical: int  # plans with the same assignment and whole splits
     farthest: float  # difference of the objective elsewhere, as a share of it
     flaws: int  # plans that break a constraint
-    first_s: float  # until the first answer
+    first_s: float  # of the first call
     median_s: float  # of the others
 
     @property
@@ -36,38 +38,48 @@ class Replay:
         return self.flaws == 0 and self.farthest <= SAME
 
 
-def replay(bundle: Bundle, runtime: Runtime, entry: str) -> Replay:
-    """Runs every test vector, one at a time, padded to the smallest size that holds it."""
+def replay(bundle: Bundle, runtime: Runtime, entry: str, batch: int = 1) -> Replay:
+    """Runs every test vector, `batch` a call, padded to the smallest size that holds them."""
     assert entry in ENTRIES, entry
     same, flaws, farthest, seconds = 0, 0, 0.0, []
-    for vector in bundle.vectors:
-        (record,) = schema.parse_instances(vector["instance"])
-        start = time.perf_counter()
-        found = _run(bundle, runtime, entry, record, vector["seed"])
-        seconds.append(time.perf_counter() - start)
-        wanted = vector["answers"][entry]
-        keys = ("assignment", "integer_split")
-        if all(np.array_equal(found[key], wanted[key]) for key in keys):
-            same += 1
-        else:
-            scale = max(abs(wanted["objective"]), 1e-9)
-            farthest = max(farthest, abs(found["objective"] - wanted["objective"]) / scale)
-        done = effect(record, found["assignment"].astype(int), found["integer_split"].astype(int))
-        flaws += bool(done.flaws)
-    return Replay(
-        entry, len(seconds), same, farthest, flaws, seconds[0], float(np.median(seconds[1:] or 0))
-    )
+    for start in range(0, len(bundle.vectors), batch):
+        vectors = bundle.vectors[start : start + batch]
+        records = [schema.parse_instances(vector["instance"])[0] for vector in vectors]
+        began = time.perf_counter()
+        answers = _run(bundle, runtime, entry, records, [vector["seed"] for vector in vectors])
+        seconds.append(time.perf_counter() - began)
+        for record, found, vector in zip(records, answers, vectors, strict=True):
+            wanted = vector["answers"][entry]
+            keys = ("assignment", "integer_split")
+            if all(np.array_equal(found[key], wanted[key]) for key in keys):
+                same += 1
+            else:
+                scale = max(abs(wanted["objective"]), 1e-9)
+                farthest = max(farthest, abs(found["objective"] - wanted["objective"]) / scale)
+            done = effect(record, *(found[key].astype(int) for key in keys))
+            flaws += bool(done.flaws)
+    first, *others = seconds
+    later = float(np.median(others or 0))
+    return Replay(entry, batch, len(bundle.vectors), same, farthest, flaws, first, later)
 
 
 def _run(
-    bundle: Bundle, runtime: Runtime, entry: str, record: InstanceRecord, seed: int
-) -> dict[str, Any]:
-    users = next(size for size in bundle.sizes if len(record.alpha) <= size)
-    arrays = packed([record], users)
+    bundle: Bundle,
+    runtime: Runtime,
+    entry: str,
+    records: Sequence[InstanceRecord],
+    seeds: Sequence[int],
+) -> list[dict[str, Any]]:
+    most = max(len(record.alpha) for record in records)
+    users = next(size for size in bundle.sizes if most <= size)
+    arrays = packed(records, users)
     if entry == "best":
-        arrays.append(draws([seed], users, bundle.about["sizes"]["samples"]))
-    outputs = [x[0] for x in runtime.call(entry, users, arrays)]
-    return {
-        port.name: (x[: len(record.alpha)] if port.axes == "N" else x)
-        for port, x in zip(OUTPUTS, outputs, strict=True)
-    }
+        arrays.append(draws(seeds, users, bundle.about["sizes"]["samples"]))
+    outputs = runtime.call(entry, users, arrays)
+    return [
+        {
+            port.name: (x[i, : len(record.alpha)] if port.axes == "N" else x[i])
+            for port, x in zip(OUTPUTS, outputs, strict=True)
+        }
+        for i, record in enumerate(records)
+    ]
