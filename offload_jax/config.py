@@ -83,7 +83,7 @@ class TrainConfig:
 
     def to_env(self) -> EnvConfig:
         """The environment's static choices: its episodes, and its splits."""
-        return EnvConfig(self.env.order, self.env.reward, self.splits)
+        return EnvConfig(**asdict(self.env), solver=self.splits)
 
     def to_learner(self, devices: Devices = ONE_DEVICE) -> Learner:
         """The static part of training."""

@@ -42,12 +42,18 @@ class EpisodeConfig:
     reward: Reward = (
         "dense"  # dense: change of the score at each step; terminal: all of it at the end
     )
+    candidates: int = 0  # adaptive: pairs of largest reduced gain that a policy sees; 0: all
+    one_shot: bool = False  # a policy sees the empty plan only: it decides everybody in one pass
 
     def validate(self) -> None:
         """Raises ValueError naming the field and the allowed values."""
         check = Checks(self, "env")
         check.one_of("order", get_args(Order))
         check.one_of("reward", get_args(Reward))
+        check.not_negative("candidates")
+        adaptive = self.order == "adaptive"
+        check.require(adaptive or not self.candidates, "candidates", f"0 with order {self.order}")
+        check.require(not (adaptive and self.one_shot), "one_shot", "false with order adaptive")
 
 
 @dataclass(frozen=True)
@@ -82,8 +88,14 @@ class State:
 def reset(instance: Instance, env: EnvConfig = EnvConfig()) -> State:
     """Nobody decided, everybody denied. Raises ValueError for impossible settings of `env`."""
     env.validate()
+    state = empty_plan(instance)
+    return replace(state, turn=_turns(instance, state, env))
+
+
+def empty_plan(instance: Instance) -> State:
+    """The plan that everything starts from; whose turn it is when is left open."""
     number = jnp.zeros_like(instance.steps)
-    state = State(
+    return State(
         assignment=jnp.zeros_like(instance.alpha, jnp.int32),
         decided=~instance.mask,
         turn=jnp.zeros_like(instance.alpha, jnp.int32),
@@ -94,7 +106,6 @@ def reset(instance: Instance, env: EnvConfig = EnvConfig()) -> State:
         price=jnp.zeros_like(instance.budget),
         gain=number,
     )
-    return replace(state, turn=_turns(instance, state, env))
 
 
 def step(

@@ -6,14 +6,18 @@ feeds the light decoder. Both only read: splits and prices are the state's, noth
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
+import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from offload_jax import model
-from offload_jax.env import EnvConfig, State, action_mask, is_current, open_pairs
+from offload_jax.env import EnvConfig, State, action_mask, empty_plan, is_current, open_pairs
 from offload_jax.gains import move_gains, reply_gains
 from offload_jax.instance import Instance
+from offload_jax.model import Placement
 from offload_jax.segments import one_hot, pick
 from offload_jax.types import Scalar
 
@@ -34,15 +38,20 @@ class Description:
 
 @struct.dataclass
 class Observation:
-    """One state without units; ``candidates`` is 1 (arrival, sorted) or users (adaptive)."""
+    """One state without units, for the pairs of user and batch that may be granted next.
+
+    Those are rows x columns: of the current user alone 1 x batches (arrival, sorted), of all users
+    x batches (adaptive), or, with `EnvConfig.candidates`, of so many single pairs x 1.
+    """
 
     current: Float[Array, "users *batch"]  # 1 for the user to decide, all 0 in adaptive order
     undecided: Float[Array, "users *batch"]  # 1 for real users still to be decided
     granted: Float[Array, "users *batch"]  # 1 for granted users
-    pairs: Float[Array, "candidates batches step_features *batch"]
-    reduced: Float[Array, "candidates batches *batch"]  # reduced gain as a share of T l
+    pairs: Float[Array, "rows columns step_features *batch"]
+    reduced: Float[Array, "rows columns *batch"]  # reduced gain as a share of T l
     overall: Float[Array, "state_features *batch"]
     mask: Bool[Array, "actions *batch"]  # legal actions
+    chosen: Int[Array, "rows *batch"] | None  # of single pairs: user * M + batch, both from 0
     adaptive: bool = struct.field(pytree_node=False)  # layout of the actions: env.num_actions
 
 
@@ -117,66 +126,138 @@ def observe(
     state: State,
     env: EnvConfig = EnvConfig(),  # noqa: B008 (frozen)
 ) -> Observation:
-    """Everything about a state that the next decision needs, reduced gains included."""
-    unit, local = local_time(instance), instance.steps * instance.local_step
+    """Everything about a state that the next decision needs, reduced gains included.
+
+    A one-shot policy sees the empty plan instead, and which actions are legal.
+    """
+    legal = action_mask(instance, state, env)
+    if env.one_shot:
+        state = replace(empty_plan(instance), time=state.time, turn=state.turn)
     placed = model.place(instance, state.assignment)
-    # Padded users show zeros, whatever their numbers are.
-    demand, local = (jnp.where(instance.mask, x, 0) for x in (instance.demand, local))
     gains = move_gains(instance, placed, state.split, state.price)
-    gains = jnp.where(instance.mask[:, None], gains, 0)  # (users, batches)
+    gains = jnp.where(instance.mask[:, None], gains, 0)  # padded users show zeros
     one = jnp.ones((), gains.dtype)  # not `astype`: see `ActorCritic.encode`
     undecided = jnp.where(state.decided | state.stopped, 0, one)
-    granted = jnp.where(placed.granted, one, 0)
-    adaptive = env.order == "adaptive"
-    current = is_current(instance, state).astype(gains.dtype) * (0.0 if adaptive else 1.0)
+    view = _view(instance, state, env, gains)
+    pairs, reduced = _pair_features(instance, state, placed, gains, undecided, view)
+    return Observation(
+        current=view.current,
+        undecided=undecided,
+        granted=jnp.where(placed.granted, one, 0),
+        pairs=pairs,
+        reduced=reduced,
+        overall=_state_features(instance, state, placed, undecided),
+        mask=legal,
+        chosen=view.chosen,
+        adaptive=env.order == "adaptive",
+    )
 
-    def candidates(x: Array) -> Array:
-        return x if adaptive else _only(current, x)
 
+def _state_features(
+    instance: Instance, state: State, placed: Placement, undecided: Float[Array, "users *batch"]
+) -> Float[Array, "state_features *batch"]:
+    """How far the plan is, and how scarce what is left."""
     real = model.num_real_users(instance)
+    waiting = jnp.sum(undecided * jnp.where(instance.mask, instance.demand, 0), axis=0)
+    room = jnp.sum(jnp.maximum(instance.capacity - state.load, 0), axis=0)
+    shares = [jnp.sum(undecided, axis=0), placed.num_granted, state.gain / local_time(instance)]
+    return jnp.stack([*(x / real for x in shares), waiting / (room + 1), jnp.log(real)])
+
+
+def _pair_features(
+    instance: Instance,
+    state: State,
+    placed: Placement,
+    gains: Float[Array, "users batches *batch"],
+    undecided: Float[Array, "users *batch"],
+    view: _View,
+) -> tuple[Float[Array, "rows columns step_features *batch"], Float[Array, "rows columns *batch"]]:
+    """What speaks for and against granting each pair now; the first of it are its reduced gains."""
+    unit, real = local_time(instance), model.num_real_users(instance)
+    demand, local = (
+        jnp.where(instance.mask, x, 0)
+        for x in (instance.demand, instance.steps * instance.local_step)
+    )
     left = jnp.maximum(instance.capacity - state.load, 0)  # (batches,)
     waiting = undecided * demand
-    gain, seconds, images = map(candidates, (gains, local[:, None], demand[:, None]))
-    one_run = jnp.maximum(seconds, jnp.finfo(seconds.dtype).tiny)
-    users = gains.shape[0]
-    itself = candidates(jnp.eye(users).reshape(users, users, *(1,) * (gains.ndim - 2)))
-    ahead = _ahead(gain, gains, itself, waiting) / (left + 1)
+    gain = view.of(gains)
+    one_run = jnp.maximum(view.of(local[:, None]), jnp.finfo(local.dtype).tiny)
     wanting = jnp.sum(jnp.where(gains > 0, waiting[:, None], 0), axis=0) / (left + 1)
     hope = jnp.sum(jnp.maximum(gains, 0) * undecided[:, None], axis=0) / (unit * real)
     # What deciding otherwise is worth: the user elsewhere (or denied), the batch with someone else.
     options = jnp.where(open_pairs(instance, state), jnp.maximum(gains, 0), 0)
-    regret = gain - candidates(_best_other(options, axis=1))
-    lead = gain - candidates(_best_other(options, axis=0))
-    step_share = placed.step_time * instance.steps / one_run
-    prices = jnp.log1p(pick(instance.server, state.price))
+    regret = gain - view.of(_best_other(options, axis=1))
+    lead = gain - view.of(_best_other(options, axis=0))
     reduced = gain / one_run
-    shape = gain.shape
-    pairs = [
+    left = view.of(left[None]) + 1
+    features = [
         reduced,
         gain / unit,
-        jnp.minimum(ahead, 4),
-        jnp.broadcast_to(jnp.minimum(wanting, 4), shape),
-        jnp.broadcast_to(hope, shape),
-        jnp.broadcast_to(state.load / jnp.maximum(instance.capacity, 1), shape),
-        jnp.broadcast_to(images / (left + 1), shape),
-        jnp.minimum(step_share, 4),
-        jnp.broadcast_to(prices, shape),
+        jnp.minimum(_ahead(gains, waiting, view) / left, 4),
+        view.of(jnp.minimum(wanting, 4)[None]),
+        view.of(hope[None]),
+        view.of((state.load / jnp.maximum(instance.capacity, 1))[None]),
+        view.of(demand[:, None]) / left,
+        jnp.minimum(view.of(placed.step_time[None]) * instance.steps / one_run, 4),
+        view.of(jnp.log1p(pick(instance.server, state.price))[None]),
         regret / one_run,
         lead / unit,
     ]
-    crowding = jnp.sum(waiting, axis=0) / (jnp.sum(left, axis=0) + 1)
-    shares = [jnp.sum(undecided, axis=0), placed.num_granted, state.gain / unit]
-    overall = [*(x / real for x in shares), crowding, jnp.log(real)]
-    return Observation(
-        current=current,
-        undecided=undecided,
-        granted=granted,
-        pairs=jnp.stack(pairs, axis=2),
-        reduced=reduced,
-        overall=jnp.stack(overall),
-        mask=action_mask(instance, state, env),
-        adaptive=adaptive,
-    )
+    return jnp.stack([jnp.broadcast_to(x, gain.shape) for x in features], axis=2), reduced
+
+
+@dataclass(frozen=True)
+class _View:
+    """Which pairs are looked at: chosen ones, those of the current user, or all there are."""
+
+    current: Float[Array, "users *batch"]  # 1 for the current user; all 0 in adaptive order
+    chosen: Int[Array, "rows *batch"] | None  # user * M + batch
+    adaptive: bool
+    batches: int  # M
+
+    def of(self, x: Float[Array, "users_or_1 batches_or_1 *batch"]) -> Array:
+        """These pairs' numbers, (rows, columns, *batch), of those of all pairs.
+
+        x has 1 for an axis that it does not depend on.
+        """
+        if self.chosen is None:
+            return x if self.adaptive or x.shape[0] == 1 else _only(self.current, x)
+        user, batch = self.chosen // self.batches, self.chosen % self.batches
+        place = batch if x.shape[0] == 1 else user if x.shape[1] == 1 else self.chosen
+        return jnp.take_along_axis(x.reshape(-1, *x.shape[2:]), place, axis=0)[:, None]
+
+    def of_everybody(self, x: Float[Array, "users batches *batch"]) -> Array:
+        """What all users have where a row's pairs are: (rows or 1, users, columns, *batch)."""
+        if self.chosen is None:
+            return x[None]
+        batch = jnp.broadcast_to(self.chosen % self.batches, (len(x), *self.chosen.shape))
+        return jnp.moveaxis(jnp.take_along_axis(x, batch, axis=1), 1, 0)[:, :, None]
+
+    def themselves(self) -> Array:
+        """Whether a row is about a user: (rows, users, *batch)."""
+        users = self.current.shape[0]
+        if self.chosen is not None:
+            return jnp.moveaxis(one_hot(self.chosen // self.batches, users), 0, 1)
+        if self.adaptive:
+            return jnp.eye(users, dtype=bool).reshape(
+                users, users, *(1,) * (self.current.ndim - 1)
+            )
+        return self.current[None] > 0
+
+
+def _view(
+    instance: Instance, state: State, env: EnvConfig, gains: Float[Array, "users batches *batch"]
+) -> _View:
+    adaptive, chosen = env.order == "adaptive", None
+    current = is_current(instance, state).astype(gains.dtype) * (0.0 if adaptive else 1.0)
+    users, batches = gains.shape[:2]
+    if env.candidates:
+        local = jnp.maximum(instance.local_step, jnp.finfo(gains.dtype).tiny)
+        rated = jnp.where(open_pairs(instance, state), gains / local[:, None], -jnp.inf)
+        last = jnp.moveaxis(rated.reshape(users * batches, *gains.shape[2:]), 0, -1)
+        _, chosen = jax.lax.top_k(last, min(env.candidates, users * batches))
+        chosen = jnp.moveaxis(chosen, -1, 0)
+    return _View(current, chosen, adaptive, batches)
 
 
 def _only(current: Float[Array, "users *batch"], x: Array) -> Array:
@@ -192,11 +273,14 @@ def _best_other(x: Array, axis: int) -> Array:
     return jnp.where(largest, jnp.maximum(second, 0), jnp.max(x, axis, keepdims=True))
 
 
-def _ahead(gain: Array, gains: Array, itself: Array, waiting: Array) -> Array:
-    """Images that wait for the same batch and would gain more there: (candidates, batches, *batch).
+def _ahead(
+    gains: Float[Array, "users batches *batch"], waiting: Float[Array, "users *batch"], view: _View
+) -> Float[Array, "rows columns *batch"]:
+    """Images that wait for the same batch and would gain more there.
 
-    Nobody is ahead of himself (`itself`: (candidates, users), 1 where they are the same): a fused
-    kernel may compute the two sides of the comparison with different rounding.
+    Nobody is ahead of himself: a fused kernel may compute the two sides of the comparison with
+    different rounding.
     """
-    better = (gains[None] > gain[:, None]) & (gains[None] > 0) & (itself[:, :, None] == 0)
+    mine, theirs = view.of(gains)[:, None], view.of_everybody(gains)
+    better = (theirs > mine) & (theirs > 0) & ~view.themselves()[:, :, None]
     return jnp.sum(jnp.where(better, waiting[:, None], 0), axis=1)

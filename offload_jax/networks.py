@@ -20,6 +20,7 @@ from offload_jax.checks import Checks
 from offload_jax.features import Description, Observation
 
 Dtype = Literal["float32", "bfloat16"]
+UNSEEN = -50.0  # logit of pairs that are not looked at, below all others
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,18 @@ class ActorCritic(nn.Module):
         granted = observation.granted @ encoding.users / encoding.count
         context = encoding.overall + self.step_overall(observation.overall)
         context = context + self.keys["undecided"](undecided) + self.keys["granted"](granted)
+        look = self._of_all if observation.chosen is None else self._of_chosen
+        logits, refused = look(encoding, observation, reduced, context)
+        return jnp.where(observation.mask, logits, -jnp.inf), self.critic(refused)
+
+    def _of_all(
+        self,
+        encoding: Encoding,
+        observation: Observation,
+        reduced: Float[Array, "rows batches"],
+        context: Float[Array, "width"],
+    ) -> tuple[Float[Array, "actions"], Float[Array, "width"]]:
+        """Logits of all actions, and what denying or stopping is judged by."""
         adaptive = observation.adaptive
         if adaptive:
             candidate, users, pairs = observation.undecided, encoding.users, encoding.pairs
@@ -131,16 +144,44 @@ class ActorCritic(nn.Module):
         joint = (
             context + users[:, None] + encoding.batches + pairs + self.step_pairs(observation.pairs)
         )
-        grants = self.score(joint)
-        if self.config.residual:
-            grants = grants + self.temperature * reduced
+        grants = self._scores(joint, reduced)
         # Denying is about the one user and its best batch, stopping about all who are undecided.
         share = candidate / jnp.maximum(jnp.sum(candidate), 1)
         refused = context + share @ (users + jnp.max(joint, axis=1))
         reject = self.reject(refused)[None]
         flat = grants.reshape(-1)
-        logits = jnp.concatenate([flat, reject] if adaptive else [reject, flat])
-        return jnp.where(observation.mask, logits, -jnp.inf), self.critic(refused)
+        return jnp.concatenate([flat, reject] if adaptive else [reject, flat]), refused
+
+    def _of_chosen(
+        self,
+        encoding: Encoding,
+        observation: Observation,
+        reduced: Float[Array, "rows 1"],
+        context: Float[Array, "width"],
+    ) -> tuple[Float[Array, "actions"], Float[Array, "width"]]:
+        """The same from a look at the chosen pairs only.
+
+        All others are far behind: legal, so that plans can be replayed, and never taken otherwise.
+        """
+        chosen = observation.chosen
+        assert chosen is not None
+        pairs = self.keys["user"](encoding.users)[:, None] + encoding.batches + encoding.pairs
+        flat = pairs.reshape(-1, pairs.shape[-1])
+        joint = context + jnp.take(flat, chosen, axis=0) + self.step_pairs(observation.pairs[:, 0])
+        grants = self._scores(joint, reduced[:, 0])
+        legal = jnp.take(observation.mask, chosen)
+        share = jnp.where(legal, jnp.ones((), joint.dtype), 0)
+        refused = context + share @ joint / jnp.maximum(jnp.sum(share), 1)
+        reject = self.reject(refused)
+        least = jnp.min(jnp.where(legal, grants, reject), initial=reject)
+        logits = jnp.full(len(flat), UNSEEN, grants.dtype) + least
+        return jnp.append(logits.at[chosen].set(grants), reject), refused
+
+    def _scores(
+        self, joint: Float[Array, "*pairs width"], reduced: Float[Array, "*pairs"]
+    ) -> Float[Array, "*pairs"]:
+        grants = self.score(joint)
+        return grants + self.temperature * reduced if self.config.residual else grants
 
     def _narrowed(self, tree: Any) -> Any:
         """Floating inputs in the type that layers compute in."""

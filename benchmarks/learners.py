@@ -1,0 +1,226 @@
+"""Learners and their parts side by side on `edge`: `python -m benchmarks.learners`.
+
+Every variant trains from scratch for the same time. That time is updates times the seconds of an
+update, measured for all variants in turn on an idle machine, so a run may share its machine with
+others. What is trained already is not trained again, and a stopped run goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from threading import Lock
+from typing import Annotated, Any
+
+import jax
+import numpy as np
+import tyro
+
+from benchmarks import suite
+from benchmarks.learner_tables import write_pages
+from offload_jax import learner as learning
+from offload_jax import model, runs, testsets
+from offload_jax.config import TrainConfig, load_config
+from offload_jax.documents import replace_file
+from offload_jax.learner import Learner, LearnerState
+from offload_jax.policies import best_of
+from offload_jax.tracking import read_rows
+
+ROOT = Path(__file__).resolve().parents[1]
+OUT = ROOT / "benchmarks" / "results" / "learners.json"
+REFERENCE = "shared"
+EVALUATIONS = 10  # of a run
+ROUNDS = 5  # of measuring what an update costs
+SAMPLES, TEMPERATURE = 16, 3.0  # of the plans on the test set, beside the greedy one
+COMMON = (
+    "--env.order", "adaptive", "--learner.instances", "32", "--learner.samples", "16",
+    "--learner.entropy", "3e-4",
+)  # fmt: skip
+_QUIET = ("--tracking.wandb", "off", "--run.eval-instances", "512", "--run.keep", "1")
+_IMITATE = ("--learner.objective", "imitation", "--learner.temperature", "3")
+# What a variant changes; they are compared within their table (`learner_tables.GROUPS`).
+VARIANTS: Mapping[str, Sequence[str]] = {
+    "shared": (),
+    "critic": ("--learner.baseline", "critic"),
+    "preference": ("--learner.objective", "preference"),
+    "self-labelling": (*_IMITATE, "--learner.labels", "best-sample"),
+    "local-search labels": (*_IMITATE, "--learner.labels", "local-search"),
+}
+
+Document = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Train variants of the learner on `edge` for equal times and compare what they learned."""
+
+    variants: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    """Variants to train. Default: all."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds to train each of them with."""
+    minutes: float = 10.0
+    """Time of a run, in minutes of this machine where nothing else runs."""
+    workers: int = 1
+    """Runs at once, each on its own share of the cores."""
+    runs: Path = Path("runs/learners")
+    """Where the run directories are."""
+    out: Path = OUT
+    """JSON file of results; written after every run, its tables and pictures beside it."""
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """0 good, 2 refused."""
+    parsed = tyro.cli(Arguments, args=words, prog="python -m benchmarks.learners")
+    names = parsed.variants or tuple(VARIANTS)
+    if strange := [name for name in names if name not in VARIANTS]:
+        allowed = ", ".join(VARIANTS)
+        print(f"error: variants has {strange[0]!r}; must be among {allowed}", file=sys.stderr)
+        return 2
+    book = Book(parsed.out, parsed.minutes)
+    book.price(names)
+    wanted = [(seed, name) for seed in parsed.seeds for name in names]  # a whole round first
+    wanted = [(seed, name) for seed, name in wanted if book.run_of(name, seed) is None]
+    cores = np.array_split(sorted(os.sched_getaffinity(0)), parsed.workers)
+    free = list(cores)
+
+    def work(seed: int, name: str) -> None:
+        own = free.pop()
+        os.sched_setaffinity(0, [int(core) for core in own])  # this thread's and its children's
+        try:
+            train(book, name, seed, parsed.runs / f"{name.replace(' ', '-')}-{seed}")
+        finally:
+            free.append(own)
+
+    with ThreadPoolExecutor(parsed.workers) as pool:
+        for done in as_completed([pool.submit(work, seed, name) for seed, name in wanted]):
+            done.result()
+            judge(book, parsed.runs)
+    judge(book, parsed.runs)
+    write_pages(book.document, parsed.out)
+    return 0
+
+
+class Book:
+    """The results in their file; threads may write at once."""
+
+    def __init__(self, path: Path, minutes: float) -> None:
+        """Raises UsageError where the file's runs had another length."""
+        self.path, self._lock = path, Lock()
+        empty = {"minutes": minutes, "common": list(COMMON), "update_s": {}, "runs": []}
+        found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else empty
+        if found["minutes"] != minutes:
+            raise suite.UsageError(
+                f"minutes is {minutes}; must be {found['minutes']}, as in {path}"
+            )
+        self.document: Document = found
+
+    def run_of(self, name: str, seed: int) -> Document | None:
+        """The finished run of a variant and a seed."""
+        finished = self.document["runs"]
+        return next((r for r in finished if (r["variant"], r["seed"]) == (name, seed)), None)
+
+    def updates_of(self, name: str) -> int:
+        """How many updates fill the time of a run."""
+        return round(60 * self.document["minutes"] / self.document["update_s"][name])
+
+    def price(self, names: Iterable[str]) -> None:
+        """Measures the seconds of an update of those variants whose are not known yet.
+
+        Later ones are measured beside the reference, whose first measurement is kept.
+        """
+        known = self.document["update_s"]
+        new = [name for name in names if name not in known]
+        if not new:
+            return
+        found = seconds_of_updates(sorted({REFERENCE, *new}))
+        scale = known.get(REFERENCE, found[REFERENCE]) / found[REFERENCE]
+        self.document["update_s"] = known | {name: scale * found[name] for name in new}
+        self.save()
+
+    def add(self, run: Document) -> None:
+        with self._lock:
+            self.document["runs"].append(run)
+            self.save()
+
+    def save(self) -> None:
+        replace_file(self.path, json.dumps(self.document, indent=1) + "\n")
+
+
+def config_of(name: str) -> TrainConfig:
+    """The settings of a variant."""
+    words = [*COMMON, *VARIANTS[name]]
+    return tyro.cli(TrainConfig, args=words, default=load_config("edge"))
+
+
+def seconds_of_updates(names: Sequence[str]) -> dict[str, float]:
+    """Seconds of an update of each variant: the median of rounds in which all are timed in turn."""
+    learners = {name: config_of(name).to_learner() for name in names}
+    states = {name: _start(learner, jax.random.key(0)) for name, learner in learners.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for turn in range(ROUNDS + 1):  # the first one compiles
+        for name, learner in learners.items():
+            begun = time.perf_counter()
+            states[name] = jax.block_until_ready(_update(learner, states[name]))
+            if turn:
+                seconds[name].append(time.perf_counter() - begun)
+    return {name: statistics.median(each) for name, each in seconds.items()}
+
+
+_start = jax.jit(learning.init, static_argnums=0)
+
+
+@partial(jax.jit, static_argnums=0)
+def _update(learner: Learner, state: LearnerState) -> LearnerState:
+    return learning.update(learner, state)[0]
+
+
+def train(book: Book, name: str, seed: int, folder: Path) -> None:
+    """A run, or the rest of one, by `train.py` in a process of its own; its curve to the book."""
+    updates = book.updates_of(name)
+    every = str(max(updates // EVALUATIONS, 1))
+    words = [*COMMON, *VARIANTS[name], *_QUIET, "--learner.updates", str(updates)]
+    words += ["--run.eval-every", every, "--run.log-every", every, "--seed", str(seed)]
+    begin = [] if (folder / "config.yaml").is_file() else ["--config", "edge", *words]
+    print(f"{name}, seed {seed}: {updates} updates", flush=True)
+    command = [sys.executable, "train.py", "--run", str(folder.resolve()), *begin]
+    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    rows = read_rows(folder / "metrics.jsonl")
+    curve = [{"update": row["step"], "gap": row["gap"]} for row in rows if "gap" in row]
+    book.add(
+        {
+            "variant": name,
+            "seed": seed,
+            "updates": updates,
+            "curve": curve,  # to the plans of reduced-greedy, 512 instances
+            "provenance": suite.provenance(),
+        }
+    )
+    print(f"{name}, seed {seed}: {100 * curve[-1]['gap']:.3f} %", flush=True)
+
+
+def judge(book: Book, folder: Path) -> None:
+    """Gaps of the last checkpoints on the test set `edge`, to proven optima."""
+    testset = testsets.load("edge")
+    instances, best = testset.on_device(), testset.gains
+    for run in book.document["runs"]:
+        name = f"{run['variant'].replace(' ', '-')}-{run['seed']}"
+        if "greedy" in run or not (folder / name).is_dir():
+            continue
+        policy = runs.load_policy(folder / name, "latest").replace(temperature=TEMPERATURE)
+        for key, samples in (("greedy", 1), ("sampled", SAMPLES)):
+            _, gains = best_of(policy, instances, samples, jax.random.key(0))
+            run[key] = float(np.mean(model.gap(best, gains)))
+        book.save()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
