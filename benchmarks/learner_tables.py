@@ -1,4 +1,5 @@
 """Tables and pictures of `benchmarks.learners`."""
+
 from pathlib import Path
 from typing import Any
 

@@ -78,6 +78,11 @@ class TrainConfig:
                     value.validate()
                 except ValueError as error:
                     raise ConfigError(str(error)) from None
+        if self.learner.layer and (self.splits.constraints or self.splits.terms):
+            raise ConfigError(
+                f"learner.layer is {self.learner.layer}; must be 0 with splits.constraints or "
+                "splits.terms, which speak of one split per user"
+            )
         if not 0 <= self.seed < 2**32:
             raise ConfigError(f"seed is {self.seed}; must be in 0..{2**32 - 1}")
 

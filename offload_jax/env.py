@@ -117,6 +117,39 @@ def step(
     which the solver's own constraints leave no splits. Raises ValueError for impossible settings.
     """
     env.validate()
+    decided = _decided(instance, state, action, env)
+    granted, possible = _assigned(instance, state, decided.assignment, env)
+    if splits_config(env.solver).rules:
+        granted = jax.tree.map(lambda new, old: jnp.where(possible, new, old), granted, state)
+    following = replace(
+        granted, decided=decided.decided, time=decided.time, stopped=decided.stopped
+    )
+    if env.reward == "dense":
+        return following, model.score(instance, following.gain - state.gain)
+    last = following.time == instance.num_users
+    return following, jnp.where(last, model.score(instance, following.gain), 0)
+
+
+def step_unsolved(
+    instance: Instance, state: State, action: Int[Array, "*batch"], env: EnvConfig
+) -> State:
+    """The same decision, but splits, prices and gain stay as they were, until `settle`.
+
+    For who needs only the masks on the way. Not for solvers with constraints, which may refuse.
+    """
+    decided = _decided(instance, state, action, env)
+    return replace(decided, load=model.place(instance, decided.assignment).load)
+
+
+def settle(instance: Instance, state: State, env: EnvConfig) -> State:
+    """The state with the optimal splits, prices and gain of its assignment."""
+    return _assigned(instance, state, state.assignment, env)[0]
+
+
+def _decided(
+    instance: Instance, state: State, action: Int[Array, "*batch"], env: EnvConfig
+) -> State:
+    """Who has been decided after an action, and how; load and splits are still those of before."""
     if env.order == "adaptive":
         chosen, batch, stops = _adaptive_choice(instance, state, action)
     else:
@@ -124,20 +157,13 @@ def step(
         room = _room_for_current(instance, state)
         batch = jnp.where(pick(action - 1, room.astype(jnp.float32)) > 0, action, DENY)
         stops = jnp.zeros_like(state.stopped)
-    assignment = jnp.where(chosen, batch, state.assignment).astype(jnp.int32)
-    granted, possible = _assigned(instance, state, assignment, env)
-    if splits_config(env.solver).rules:
-        granted = jax.tree.map(lambda new, old: jnp.where(possible, new, old), granted, state)
-    following = replace(
-        granted,
+    return replace(
+        state,
+        assignment=jnp.where(chosen, batch, state.assignment).astype(jnp.int32),
         decided=state.decided | chosen,
         time=state.time + 1,
         stopped=state.stopped | stops,
     )
-    if env.reward == "dense":
-        return following, model.score(instance, following.gain - state.gain)
-    last = following.time == instance.num_users
-    return following, jnp.where(last, model.score(instance, following.gain), 0)
 
 
 def release(

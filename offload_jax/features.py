@@ -222,9 +222,10 @@ class _View:
         """
         if self.chosen is None:
             return x if self.adaptive or x.shape[0] == 1 else _only(self.current, x)
-        user, batch = self.chosen // self.batches, self.chosen % self.batches
-        place = batch if x.shape[0] == 1 else user if x.shape[1] == 1 else self.chosen
-        return jnp.take_along_axis(x.reshape(-1, *x.shape[2:]), place, axis=0)[:, None]
+        rows, columns, *batch = x.shape
+        row, column = self.chosen // self.batches, self.chosen % self.batches
+        place = row * (rows > 1) * columns + column * (columns > 1)
+        return jnp.take_along_axis(x.reshape(-1, *batch), place, axis=0)[:, None]
 
     def of_everybody(self, x: Float[Array, "users batches *batch"]) -> Array:
         """What all users have where a row's pairs are: (rows or 1, users, columns, *batch)."""
@@ -239,9 +240,7 @@ class _View:
         if self.chosen is not None:
             return jnp.moveaxis(one_hot(self.chosen // self.batches, users), 0, 1)
         if self.adaptive:
-            return jnp.eye(users, dtype=bool).reshape(
-                users, users, *(1,) * (self.current.ndim - 1)
-            )
+            return jnp.eye(users, dtype=bool).reshape(users, users, *(1,) * (self.current.ndim - 1))
         return self.current[None] > 0
 
 

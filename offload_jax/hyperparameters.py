@@ -38,6 +38,7 @@ class LearnerConfig:
     objective: Objective = "surrogate"
     labels: Labels = "local-search"  # what is imitated: its plan from the best sample, or that one
     paths: int = 4  # trajectories to the plan that is imitated
+    layer: float = 0.0  # weight of -V(p): what the convex layer says the probabilities are worth
     updates: int = 400
     instances: int = 128  # per update
     samples: int = 16  # trajectories of each instance
@@ -74,5 +75,5 @@ class LearnerConfig:
         both = self.objective != "surrogate" and self.baseline == "critic"
         check.require(not both, "objective", "surrogate with learner.baseline critic")
         check.positive("lr", "max_grad_norm", "clip", "sharpness", "temperature")
-        check.not_negative("entropy", "value")
+        check.not_negative("entropy", "value", "layer")
         check.shares("gae_decay")

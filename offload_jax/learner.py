@@ -20,6 +20,7 @@ from jaxtyping import Array, Bool, Float, Int
 from offload_jax import losses, model
 from offload_jax.baselines.local_search import descend
 from offload_jax.env import EnvConfig, State, reset
+from offload_jax.expected import expected_loss
 from offload_jax.features import describe, local_time, observe
 from offload_jax.hyperparameters import Hyperparameters, LearnerConfig
 from offload_jax.instance import Instance
@@ -278,6 +279,8 @@ def loss(
     entropy = jnp.sum(_map3(losses.entropy)(logits) * weight)
     total = _policy_loss(learner, logits, batch, targets, weight)
     total = total - traced.entropy * (1 - progress) * entropy
+    if learner.config.layer:
+        total = total + learner.config.layer * _layer_loss(learner, instances, logits, batch)
     error = jnp.zeros_like(total)
     if targets is not None:
         error = jnp.sum(losses.value_error(values, targets.value) * weight)
@@ -306,6 +309,19 @@ def _policy_loss(
     log_ratio = log_prob - batch.log_prob
     surrogate = losses.clipped_surrogate(log_ratio, targets.advantage, traced.clip)
     return jnp.sum(surrogate * weight)
+
+
+def _layer_loss(
+    learner: Learner,
+    instances: Instance,
+    logits: Float[Array, "steps instances samples actions"],
+    batch: Transition,
+) -> Float[Array, ""]:
+    """-V(p) of the probabilities of the recorded decisions, the mean over all devices' samples."""
+    users = model.num_real_users(instances)
+    gains = jnp.sum(batch.reward, axis=0) * 10 * users[:, None]
+    each = expected_loss(instances, batch.observation, logits, gains, learner.env.solver)
+    return jnp.sum(each) / learner.devices.sum(jnp.sum(jnp.ones_like(each)))
 
 
 def _map3(f: Callable[..., Array]) -> Callable[..., Array]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -10,10 +11,21 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
-from offload_jax.env import EnvConfig, State, leading_to, reset, step
+from offload_jax import model
+from offload_jax.env import (
+    EnvConfig,
+    State,
+    action_mask,
+    leading_to,
+    reset,
+    settle,
+    step,
+    step_unsolved,
+)
 from offload_jax.features import Description, Observation, describe, observe
 from offload_jax.instance import Instance
 from offload_jax.networks import ActorCritic, Encoding
+from offload_jax.splits import splits_config
 
 # (logits with -inf at illegal actions, the step's key or draws) -> action; leading batch axes.
 Chooser = Callable[[Float[Array, "*batch actions"], Any], Int[Array, "*batch"]]
@@ -135,6 +147,11 @@ def unroll(
     """
     encoding = encode(network, params, instances) if encoding is None else encoding
     repeated = repeat(instances, samples)
+    if start is None and steps is None and plan is None and in_one_pass(env, record):
+        chances = _per_step(chance, instances.num_users)
+        return _unroll_at_once(
+            network, params, instances, samples, chances, choose, env, record, encoding
+        )
     goal = None if plan is None else jnp.repeat(plan, samples, axis=-1)
 
     def decide(state: State, chance: Any) -> tuple[State, Transition | None]:
@@ -148,12 +165,10 @@ def unroll(
         following, reward = step(repeated, state, action.reshape(-1), env)
         if not record:
             return following, None
-        taken = jax.nn.one_hot(action, logits.shape[-1], dtype=bool)
-        chosen = jnp.where(taken, jax.nn.log_softmax(logits), 0)
         transition = Transition(
             observation=observation,
             action=action,
-            log_prob=jnp.sum(chosen, axis=-1),
+            log_prob=_log_prob(logits, action),
             value=value,
             reward=reward.reshape(action.shape),
             real=jnp.sum(observation.mask, axis=-1) > 1,
@@ -161,9 +176,79 @@ def unroll(
         )
         return following, transition
 
-    steps = instances.num_users if steps is None else steps
+    chances = _per_step(chance, instances.num_users if steps is None else steps)
+    return jax.lax.scan(decide, reset(repeated, env) if start is None else start, chances)
+
+
+def _per_step(chance: Any, steps: int) -> Any:
+    """What `choose` gets, along a first axis ``steps``."""
     if is_key(chance):
-        chance = jax.random.split(chance, steps)
-    elif chance is None:  # an array all the same: an exported scan has its length from that
-        chance = jnp.arange(steps)
-    return jax.lax.scan(decide, reset(repeated, env) if start is None else start, chance)
+        return jax.random.split(chance, steps)
+    # An array where nothing is needed, too: an exported scan has its length from that.
+    return jnp.arange(steps) if chance is None else chance
+
+
+def _log_prob(
+    logits: Float[Array, "*batch actions"], action: Int[Array, "*batch"]
+) -> Float[Array, "*batch"]:
+    taken = jax.nn.one_hot(action, logits.shape[-1], dtype=bool)
+    return jnp.sum(jnp.where(taken, jax.nn.log_softmax(logits), 0), axis=-1)
+
+
+def in_one_pass(env: EnvConfig, record: bool = False) -> bool:
+    """Whether `unroll` needs one pass of the network and one solve for an episode.
+
+    Not where the solver's constraints may refuse a grant, or a record has a reward for every step.
+    """
+    plain = not splits_config(env.solver).rules
+    return env.one_shot and plain and (env.reward == "terminal" or not record)
+
+
+def _unroll_at_once(
+    network: ActorCritic,
+    params: Any,
+    instances: Instance,
+    samples: int,
+    chances: Any,
+    choose: Chooser,
+    env: EnvConfig,
+    record: bool,
+    encoding: Encoding,
+) -> tuple[State, Transition | None]:
+    """`unroll` for policies that see the empty plan only: all users are looked at side by side."""
+    start, repeated = reset(instances, env), repeat(instances, samples)
+
+    def look(time: Int[Array, ""]) -> tuple[Observation, Array, Array]:
+        state = replace(start, time=jnp.broadcast_to(time, start.time.shape))
+        observation = split_samples(observe(instances, state, env), 1)
+        return observation, *decode(network, params, encoding, observation)
+
+    seen, logits, value = jax.vmap(look)(jnp.arange(instances.num_users))
+
+    def decide(state: State, turn: tuple[Array, Any]) -> tuple[State, Any]:
+        logits, chance = turn
+        legal = split_samples(action_mask(repeated, state, env), samples)
+        logits = jnp.where(legal, logits, -jnp.inf)
+        action = choose(logits, chance)
+        following = step_unsolved(repeated, state, action.reshape(-1), env)
+        return following, (legal, action, _log_prob(logits, action)) if record else None
+
+    state, made = jax.lax.scan(decide, reset(repeated, env), (logits, chances))
+    final = settle(repeated, state, env)
+    if not record:
+        return final, None
+    legal, action, log_prob = made
+    reward = jnp.zeros_like(log_prob)
+    total = model.score(repeated, final.gain).reshape(reward.shape[1:])
+
+    def each(x: Array) -> Array:
+        return jnp.broadcast_to(x, (*x.shape[:2], samples, *x.shape[3:]))
+
+    return final, Transition(
+        observation=replace(jax.tree.map(each, seen), mask=legal),
+        action=action,
+        log_prob=log_prob,
+        value=each(value),
+        reward=reward.at[-1].set(total),
+        real=jnp.sum(legal, axis=-1) > 1,
+    )

@@ -50,6 +50,7 @@ LAYERS = (
     "features",
     "networks",
     "rollout",
+    "expected",
     "policies",
     "baselines.exact",
     "baselines.heuristics",

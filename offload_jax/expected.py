@@ -1,0 +1,73 @@
+"""What a policy's probabilities are worth: the gradient through the convex layer (formulation 9).
+
+The probabilities with which a policy decides every user are a soft assignment p, and V(p) is what
+that is worth with its optimal splits (`soft`). Unlike a policy gradient, its gradient has no noise
+of sampled actions. It takes users for independent, which they are for a one-shot policy only.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from offload_jax.features import Observation, local_time
+from offload_jax.instance import Instance
+from offload_jax.rollout import repeat
+from offload_jax.soft import soft_evaluate
+from offload_jax.types import Status
+from offload_jax.value import Solver
+
+# Of expected images above capacities, as a share of all images and in units of the best gain: twice
+# what an average image can gain, so that it never pays to hope for room.
+OVERLOAD = 2.0
+
+
+def soft_assignment(
+    observation: Observation, logits: Float[Array, "steps instances samples actions"]
+) -> Float[Array, "users choices instances samples"]:
+    """The probabilities of {deny, 1..M} of every user that recorded decisions were made with.
+
+    In arrival and sorted order a user's are those of its own decision, which follows the ones
+    before it. In adaptive order all are those of the first decision, of which there is one sample:
+    each user chooses among its batches and what stopping weighs.
+    """
+    if not observation.adaptive:
+        chances = jax.nn.softmax(logits, axis=-1)
+        return jnp.einsum("tisn,tisa->nais", observation.current, chances)
+    first = logits[0, :, :1]
+    instances, users = first.shape[0], observation.undecided.shape[-1]
+    stop = jnp.broadcast_to(first[..., -1:, None], (instances, 1, users, 1))
+    rows = jnp.concatenate([stop, first[..., :-1].reshape(instances, 1, users, -1)], axis=-1)
+    return jnp.moveaxis(jax.nn.softmax(rows, axis=-1), (0, 1), (2, 3))
+
+
+def expected_loss(
+    instances: Instance,
+    observation: Observation,
+    logits: Float[Array, "steps instances samples actions"],
+    gains: Float[Array, "instances samples"],
+    solver: Solver,
+) -> Float[Array, "instances samples"]:
+    """(V_deny - V(p)) in units of each instance's best gain, and the price of expected overload.
+
+    `gains` (s) are those of the recorded trajectories. Where the layer's status is not solved the
+    loss is 0. In adaptive order there is one sample.
+    """
+    chances = soft_assignment(observation, logits)
+    count, samples = chances.shape[2:]
+    outcome = soft_evaluate(
+        repeat(instances, samples), chances.reshape(*chances.shape[:2], -1), solver
+    )
+    demand = jnp.sum(jnp.where(instances.mask, instances.demand, 0), axis=0)
+    unit = jnp.maximum(jnp.max(gains, axis=1), 0.01 * local_time(instances))
+    gain, overload, solved = (
+        x.reshape(count, samples)
+        for x in (
+            outcome.gain,
+            jnp.sum(outcome.overload, axis=0),
+            outcome.status == Status.SOLVED,
+        )
+    )
+    loss = OVERLOAD * overload / demand[:, None] - gain / unit[:, None]
+    return jnp.where(solved, loss, 0)
