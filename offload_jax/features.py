@@ -24,6 +24,21 @@ from offload_jax.types import Scalar
 # Loads at which a user's gain in a batch is shown to the encoder, as shares of what can fill it.
 LEVELS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
+# Columns of `Observation.pairs`; those up to "hope" and the last two are made of reduced gains.
+STEP_FEATURES = (
+    "reduced",  # gain as a share of the user's all-local time
+    "gain",  # in units of `local_time`
+    "ahead",  # images that would gain more in the batch, per image of room
+    "wanting",  # images that would gain anything there, per image of room
+    "hope",  # what all who are undecided would gain there together
+    "load",  # share of the capacity that is taken
+    "size",  # the user's images, per image of room
+    "slowness",  # a step there against one on the user's device
+    "price",  # of the server's GPU-seconds
+    "regret",  # gain over the user's best other batch, or over being denied
+    "lead",  # gain over the best other user's of the batch
+)
+
 
 @struct.dataclass
 class Description:
@@ -172,7 +187,7 @@ def _pair_features(
     undecided: Float[Array, "users *batch"],
     view: _View,
 ) -> tuple[Float[Array, "rows columns step_features *batch"], Float[Array, "rows columns *batch"]]:
-    """What speaks for and against granting each pair now; the first of it are its reduced gains."""
+    """STEP_FEATURES of each pair, and its reduced gain."""
     unit, real = local_time(instance), model.num_real_users(instance)
     demand, local = (
         jnp.where(instance.mask, x, 0)

@@ -6,20 +6,28 @@ Unlike the environment, a network works on one instance (callers `vmap`): the ba
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from flax import struct
 from jaxtyping import Array, Bool, Float
 
 from offload_jax.checks import Checks
-from offload_jax.features import Description, Observation
+from offload_jax.features import STEP_FEATURES, Description, Observation
 
 Dtype = Literal["float32", "bfloat16"]
+Sight = Literal["reduced-gains", "prices", "pairs"]
+# Columns of `features.STEP_FEATURES` that go with what can be hidden.
+_OF_SIGHT = {
+    "reduced-gains": ("reduced", "gain", "ahead", "wanting", "hope", "regret", "lead"),
+    "prices": ("price",),
+    "pairs": (),  # those of the encoder are: `Description.pairs`
+}
 UNSEEN = -50.0  # logit of pairs that are not looked at, below all others
 
 
@@ -32,6 +40,7 @@ class NetworkConfig:
     heads: int = 4
     residual: bool = True  # logits start from the reduced gains
     relations: bool = True  # attention sees pairs of user and batch, and of two batches
+    blind: tuple[Sight, ...] = ()  # what is hidden from it, to see what that is worth
     dtype: Dtype = "float32"  # of embeddings; parameters, logits and values stay in float32
 
     def validate(self) -> None:
@@ -39,6 +48,10 @@ class NetworkConfig:
         check = Checks(self, "network")
         check.counts("width", "layers", "heads")
         check.one_of("dtype", get_args(Dtype))
+        allowed = get_args(Sight)
+        check.require(set(self.blind) <= set(allowed), "blind", f"among {', '.join(allowed)}")
+        unseen = not (self.residual and "reduced-gains" in self.blind)
+        check.require(unseen, "residual", "false with network.blind reduced-gains")
         if self.width % self.heads:
             raise ValueError(
                 f"network.heads is {self.heads}; must divide network.width ({self.width})"
@@ -87,7 +100,7 @@ class ActorCritic(nn.Module):
 
     def encode(self, description: Description) -> Encoding:
         """Once per instance, O((N + M)^2)."""
-        description = self._narrowed(description)
+        description = self._narrowed(self._hidden(description))
         # Not `astype`: IREE's compiler (3.13) fuses that into the products below and then fails.
         real = jnp.where(description.mask, jnp.ones((), description.users.dtype), 0)
         count = jnp.maximum(jnp.sum(real), 1)
@@ -115,7 +128,7 @@ class ActorCritic(nn.Module):
     ) -> tuple[Float[Array, "actions"], Float[Array, ""]]:
         """Logits of all actions, illegal ones minus infinity, and the value of the state."""
         reduced = observation.reduced
-        observation = self._narrowed(observation)
+        observation = self._narrowed(self._hidden(observation))
         # Sums over users are shares of the real ones, so that padding changes nothing.
         undecided = observation.undecided @ encoding.users / encoding.count
         granted = observation.granted @ encoding.users / encoding.count
@@ -182,6 +195,17 @@ class ActorCritic(nn.Module):
     ) -> Float[Array, "*pairs"]:
         grants = self.score(joint)
         return grants + self.temperature * reduced if self.config.residual else grants
+
+    def _hidden(self, seen: Description | Observation) -> Any:
+        """With zeros where the network is blind."""
+        if isinstance(seen, Description):
+            blind = "pairs" in self.config.blind
+            return replace(seen, pairs=jnp.zeros_like(seen.pairs)) if blind else seen
+        hidden = {name for sight in self.config.blind for name in _OF_SIGHT[sight]}
+        if not hidden:
+            return seen
+        shown = np.array([name not in hidden for name in STEP_FEATURES])
+        return replace(seen, pairs=jnp.where(shown, seen.pairs, 0))
 
     def _narrowed(self, tree: Any) -> Any:
         """Floating inputs in the type that layers compute in."""
