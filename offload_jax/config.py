@@ -17,7 +17,7 @@ from offload_jax.hyperparameters import LearnerConfig
 from offload_jax.learner import Learner
 from offload_jax.mesh import ONE_DEVICE, Devices, find_devices
 from offload_jax.networks import NetworkConfig
-from offload_jax.scenario import SCENARIOS, EdgeScenario, PaperScenario
+from offload_jax.scenario import SCENARIOS, EdgeScenario, MixtureScenario, PaperScenario
 from offload_jax.splits import SplitsConfig
 from offload_jax.tracking import TrackingConfig
 
@@ -57,8 +57,8 @@ class RunConfig:
 class TrainConfig:
     """Everything that `train` takes."""
 
-    scenario: Annotated[PaperScenario | EdgeScenario, Discriminator("kind")] = field(
-        default_factory=PaperScenario
+    scenario: Annotated[PaperScenario | EdgeScenario | MixtureScenario, Discriminator("kind")] = (
+        field(default_factory=PaperScenario)
     )
     env: EpisodeConfig = field(default_factory=EpisodeConfig)
     splits: SplitsConfig = field(default_factory=SplitsConfig)
@@ -233,6 +233,9 @@ def _refuse_unknown(settings: Any, record: type, source: str, path: str) -> None
             raise ConfigError(f"{source}: {name} is {value!r}; must be {wanted}")
         if record is TrainConfig and key in parts:
             _refuse_unknown(value, parts[key] or _scenario_class(value, source), source, name)
+        if record is MixtureScenario and key == "parts" and isinstance(value, list | tuple):
+            for i, part in enumerate(value):
+                _refuse_unknown(part, EdgeScenario, source, f"{name}.{i}")
 
 
 def _scenario_class(settings: Any, source: str) -> type:

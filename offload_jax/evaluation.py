@@ -25,7 +25,7 @@ from offload_jax.decoding import Refinement, refine
 from offload_jax.instance import Instance, pad_users
 from offload_jax.plans import Decision, sound
 from offload_jax.policies import Policy, timed_best_of
-from offload_jax.scenario import EdgeScenario, PaperScenario
+from offload_jax.scenario import Scenario
 from offload_jax.splits import splits_config
 from offload_jax.types import Assignment, Key
 from offload_jax.value import Solver, evaluate, objective_denied
@@ -36,9 +36,7 @@ Decider = Callable[[Instance], Decision]
 _QUICK_COMPILE = {"xla_backend_optimization_level": 0}
 
 
-def sample_cells(
-    scenario: PaperScenario | EdgeScenario, per_cell: int, key: Key
-) -> dict[str, Instance]:
+def sample_cells(scenario: Scenario, per_cell: int, key: Key) -> dict[str, Instance]:
     """`per_cell` instances of every cell of a scenario (batch last), padded to one common N."""
     cells = {}
     named: dict[str, Any] = dict(scenario.cells())
@@ -282,14 +280,15 @@ def _summary(method: str, cell: str, parts: list[_Found]) -> Row:
 _REFERENCES = {
     "paper": ("top-b", "optimum (top-b)"),
     "edge": ("reduced-greedy", "plan of reduced-greedy"),
+    "mixture": ("reduced-greedy", "plan of reduced-greedy"),
 }
 
 
-def _reference(scenario: PaperScenario | EdgeScenario, solver: Solver) -> tuple[str, str]:
+def _reference(scenario: Scenario, solver: Solver) -> tuple[str, str]:
     return _REFERENCES["edge" if splits_config(solver).rules else scenario.kind]
 
 
-def reference_name(scenario: PaperScenario | EdgeScenario, solver: Solver) -> str:
+def reference_name(scenario: Scenario, solver: Solver) -> str:
     """What the gaps of `validation_set` are measured against, in words."""
     return _reference(scenario, solver)[1]
 
@@ -300,7 +299,7 @@ def baseline_solver(solver: Solver) -> Solver:
 
 
 def validation_set(
-    scenario: PaperScenario | EdgeScenario, count: int, key: Key, solver: Solver = "native"
+    scenario: Scenario, count: int, key: Key, solver: Solver = "native"
 ) -> tuple[Instance, jax.Array]:
     """Fixed instances to watch training by, and their reference gains (U - U_deny, s)."""
     instances = jax.jit(jax.vmap(scenario.sample, out_axes=-1))(jax.random.split(key, count))

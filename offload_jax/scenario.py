@@ -2,12 +2,13 @@
 
 `PaperScenario` is the single-batch scenario of arXiv 2411.15781 as its public reference
 implementation fixes it. `EdgeScenario` has several batches, cluster-wide models and servers with
-budgets. Sampling is pure, unbatched and jit-able: `jax.vmap(scenario.sample)(keys)`.
+budgets; `MixtureScenario` draws from several of those. Sampling is pure, unbatched and jit-able:
+`jax.vmap(scenario.sample)(keys)`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -17,7 +18,7 @@ import numpy as np
 from jaxtyping import Array
 
 from offload_jax.checks import Checks
-from offload_jax.instance import Instance, strong_types
+from offload_jax.instance import Instance, pad_users, strong_types
 from offload_jax.types import Key
 
 Range = tuple[float, float]
@@ -86,10 +87,14 @@ class PaperScenario:
     def cells(self) -> dict[str, PaperScenario]:
         """One scenario per (N, E), padded like the others only in its own N."""
         return {
-            f"N{n}-E{e}": replace(self, num_users=(n,), edge_gpus=(e,))
+            f"N{n}-E{e}": replace(self.of_size(n), edge_gpus=(e,))
             for n in self.num_users
             for e in self.edge_gpus
         }
+
+    def of_size(self, users: int) -> PaperScenario:
+        """The same with N users in every instance."""
+        return replace(self, num_users=(users,))
 
     def sample(self, key: Key) -> Instance:
         """One instance, its users padded to `max_users`, in order of arrival.
@@ -210,7 +215,11 @@ class EdgeScenario:
 
     def cells(self) -> dict[str, EdgeScenario]:
         """One scenario per number of users."""
-        return {f"N{n}": replace(self, num_users=(n,)) for n in self.num_users}
+        return {f"N{n}": self.of_size(n) for n in self.num_users}
+
+    def of_size(self, users: int) -> EdgeScenario:
+        """The same with N users in every instance."""
+        return replace(self, num_users=(users,))
 
     def sample(self, key: Key) -> Instance:
         """One instance, its users padded to `max_users`, in order of arrival.
@@ -271,9 +280,73 @@ class EdgeScenario:
         return strong_types(instance)
 
 
-Scenario = PaperScenario | EdgeScenario
+@dataclass(frozen=True)
+class MixtureScenario:
+    """Instances of several edge scenarios, each as likely as its weight says."""
 
-SCENARIOS = {"paper": PaperScenario, "edge": EdgeScenario}  # by kind
+    kind: Literal["mixture"] = "mixture"
+    parts: tuple[EdgeScenario, ...] = (EdgeScenario(),)  # of the same batches and servers
+    weights: tuple[float, ...] = ()  # one for each part; default: all the same
+
+    @property
+    def num_users(self) -> tuple[int, ...]:
+        return tuple(sorted({n for part in self.parts for n in part.num_users}))
+
+    @property
+    def max_users(self) -> int:
+        return max(self.num_users)
+
+    @property
+    def num_batches(self) -> int:
+        return self.parts[0].num_batches
+
+    def validate(self) -> None:
+        """Raises ValueError naming the field, what is wrong and what is allowed."""
+        check, first = Checks(self, "scenario"), self.parts[:1]
+        check.require(bool(first), "parts", "at least one edge scenario")
+        for part in self.parts:
+            part.validate()
+            for name in ("batches", "servers"):
+                Checks(part, "scenario.parts").require(
+                    getattr(part, name) == getattr(first[0], name),
+                    name,
+                    f"the same in all parts ({getattr(first[0], name)})",
+                )
+        good = len(self.weights) == len(self.parts) and min(self.weights, default=0) >= 0
+        good = not self.weights or (good and sum(self.weights) > 0)
+        check.require(good, "weights", f"{len(self.parts)} weights >= 0, not all 0, or none")
+
+    def hard_cells(self) -> list[str]:
+        """All of them, as for edge scenarios."""
+        return list(self.cells())
+
+    def cells(self) -> dict[str, EdgeScenario]:
+        """One scenario per part."""
+        return {f"part {i + 1}": part for i, part in enumerate(self.parts)}
+
+    def of_size(self, users: int) -> MixtureScenario:
+        """The same with N users in every instance."""
+        return replace(self, parts=tuple(part.of_size(users) for part in self.parts))
+
+    def sample(self, key: Key) -> Instance:
+        """One instance, its users padded to the largest part's, in order of arrival.
+
+        Raises ValueError for an impossible scenario.
+        """
+        self.validate()
+        which, key = jax.random.split(key)
+        weights = np.array(self.weights or [1.0] * len(self.parts))
+        part = jax.random.choice(which, len(self.parts), p=jnp.array(weights / weights.sum()))
+
+        def sampler(scenario: EdgeScenario) -> Callable[[Key], Instance]:
+            return lambda key: pad_users(scenario.sample(key), self.max_users)
+
+        return jax.lax.switch(part, [sampler(one) for one in self.parts], key)
+
+
+Scenario = PaperScenario | EdgeScenario | MixtureScenario
+
+SCENARIOS = {"paper": PaperScenario, "edge": EdgeScenario, "mixture": MixtureScenario}  # by kind
 
 PRESETS: dict[str, Scenario] = {
     "paper": PaperScenario(),
@@ -284,7 +357,9 @@ PRESETS: dict[str, Scenario] = {
 
 def from_settings(settings: Mapping[str, Any]) -> Scenario:
     """The scenario of which `dataclasses.asdict` (or its JSON) gave these settings."""
-    tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
+    tuples = {k: tuple(v) if isinstance(v, list | tuple) else v for k, v in settings.items()}
+    if "parts" in tuples:
+        tuples["parts"] = tuple(from_settings(part) for part in tuples["parts"])
     return SCENARIOS[settings["kind"]](**tuples)
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -80,9 +78,8 @@ def scaling(
     """
     found = []
     for size in sizes:
-        of_size: Any = replace(scenario, num_users=(size,))
         keys = jax.random.split(jax.random.fold_in(key, size), _SIDE_BY_SIDE)
-        instances = jax.jit(jax.vmap(of_size.sample, out_axes=-1))(keys)
+        instances = jax.jit(jax.vmap(scenario.of_size(size).sample, out_axes=-1))(keys)
         few = taken(instances, slice(_ONE_BY_ONE))
         for name, decide in deciders.items():
             slow = name in METHODS and METHODS[name].prove is not None
