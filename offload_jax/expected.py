@@ -25,7 +25,7 @@ OVERLOAD = 2.0
 
 def soft_assignment(
     observation: Observation, logits: Float[Array, "steps instances samples actions"]
-) -> Float[Array, "users choices instances samples"]:
+) -> Float[Array, "users choices instances drawn"]:
     """The probabilities of {deny, 1..M} of every user that recorded decisions were made with.
 
     In arrival and sorted order a user's are those of its own decision, which follows the ones
@@ -48,7 +48,7 @@ def expected_loss(
     logits: Float[Array, "steps instances samples actions"],
     gains: Float[Array, "instances samples"],
     solver: Solver,
-) -> Float[Array, "instances samples"]:
+) -> Float[Array, "instances drawn"]:
     """(V_deny - V(p)) in units of each instance's best gain, and the price of expected overload.
 
     `gains` (s) are those of the recorded trajectories. Where the layer's status is not solved the

@@ -27,6 +27,17 @@ from offload_jax.config import ConfigError, load_config, parse_config, presets, 
         ("scenario: {kind: [edge]}", r"scenario.kind is \['edge'\]; must be one of paper, edge"),
         ("learner: {updates: true}", "learner.updates is True; must be a number"),
         ("seed: true", "seed is True; must be a number"),
+        (
+            "scenario: {kind: mixture, parts: [{}, {budgt: 1}]}",
+            r"scenario\.parts\.1\.budgt is unknown.*did you mean budget",
+        ),
+        (
+            "scenario: {kind: mixture, parts: [{}, {batches: 4}]}",
+            r"scenario\.parts\.batches is 4; must be the same in all parts \(6\)",
+        ),
+        ("scenario: {kind: mixture, parts: []}", r"scenario\.parts is \(\); must be at least one"),
+        ("scenario: {kind: mixture, weights: [0]}", r"scenario\.weights is \(0\.0,\); must be 1 w"),
+        ("scenario: {kind: mixture, parts: [3]}", r"scenario\.parts\.0 is 3; must be a mapping"),
         ("network: {residual: 'no'}", "network.residual is 'no'; must be true or false"),
     ],
 )
@@ -60,3 +71,12 @@ def test_files_that_cannot_be_read(tmp_path) -> None:
     (tmp_path / "latin.yaml").write_bytes(b"seed: 1 # caf\xe9")
     with pytest.raises(ConfigError, match="cannot be read"):
         load_config(tmp_path / "latin.yaml")
+
+
+@pytest.mark.fast
+def test_a_mixture_comes_back_unchanged() -> None:
+    text = "scenario: {kind: mixture, parts: [{budget: 2}, {num_users: [30]}], weights: [1, 2]}"
+    config = parse_config(text)
+    assert config.scenario.parts[0].budget == 2
+    assert config.scenario.max_users == 30
+    assert parse_config(to_yaml(config)) == config

@@ -346,6 +346,13 @@ def test_whatever_leads_to_a_plan_ends_there(order):
 
 def test_settings_are_checked():
     instance, _, _ = toy()
+    for wrong, message in (
+        (EnvConfig(order="adaptive", candidates=-1), "candidates is -1; must be .*at least 0"),
+        (EnvConfig(candidates=8), "candidates is 8; must be 0 with order arrival"),
+        (EnvConfig(order="adaptive", one_shot=True), "one_shot is True; must be false with order"),
+    ):
+        with pytest.raises(ValueError, match=rf"env\.{message}"):
+            wrong.validate()
     EnvConfig().validate()
     EnvConfig(order="adaptive", reward="terminal").validate()
     for field, allowed in {

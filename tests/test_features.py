@@ -194,3 +194,42 @@ def test_the_state_is_shown_as_it_is(order):
     first = int(np.argmax(np.asarray(start.turn) == 0))
     wanted = wanted if order == "adaptive" else wanted[first : first + 1]
     np.testing.assert_allclose(observe(empty, start, env).reduced, wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("candidates", [5, 99])
+def test_candidates_are_the_pairs_of_largest_reduced_gain(candidates):
+    """Each with the features that it has among all pairs."""
+    instances = world("edge")
+    state, _, env = middle(instances, "adaptive")
+    everything = numpy(seen(instances, state, env)[1])
+    few = numpy(seen(instances, state, replace(env, candidates=candidates))[1])
+    number = min(candidates, instances.num_users * 4)
+    assert few.pairs.shape[:2] == (number, 1)
+    np.testing.assert_array_equal(few.mask, everything.mask)
+    for i in range(instances.mask.shape[-1]):
+        legal = everything.mask[:-1, i]
+        reduced = np.where(legal, everything.reduced[..., i].reshape(-1), -np.inf)
+        chosen = few.chosen[:, i]
+        some = legal[chosen]  # where fewer are legal, others fill up
+        assert some.sum() == min(number, legal.sum())
+        assert len(set(chosen)) == number
+        np.testing.assert_array_equal(
+            np.sort(reduced[chosen][some]), np.sort(reduced[legal])[-some.sum() or len(reduced) :]
+        )
+        pairs = np.moveaxis(everything.pairs[..., i], 2, 0).reshape(few.pairs.shape[2], -1)
+        np.testing.assert_allclose(few.pairs[:, 0, :, i], pairs[:, chosen].T, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.fast
+def test_a_one_shot_policy_sees_the_empty_plan():
+    """And whose turn it is, and what is still legal."""
+    instances = world("edge")
+    state, _, env = middle(instances, "arrival")
+    once = replace(env, one_shot=True)
+    now, first = (numpy(seen(instances, s, once)[1]) for s in (state, reset(instances, once)))
+    assert not now.granted.any()
+    np.testing.assert_array_equal(now.undecided, first.undecided)
+    np.testing.assert_allclose(now.overall, first.overall)
+    np.testing.assert_array_equal(now.mask, action_mask(instances, state, once))
+    np.testing.assert_array_equal(now.current, seen(instances, state, env)[1].current)

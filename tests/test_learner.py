@@ -106,6 +106,16 @@ def test_it_learns_in_bfloat16():
     assert all(x.dtype == jnp.float32 for x in leaves if jnp.issubdtype(x.dtype, jnp.floating))
 
 
+def test_a_one_shot_policy_learns_the_probes_too():
+    """With the gradient through the convex layer beside the policy gradient."""
+    env = EnvConfig(one_shot=True, reward="terminal")
+    learner = Learner(ProbeScenario(), env, SMALL, replace(PROBE, layer=1.0))
+    _, last, _ = trained(learner, jax.random.key(0))
+    plans, gain, _ = numpy(greedy(learner, last.params, probes()))
+    assert [tuple(plan) for plan in plans.T] == list(OPTIMA)
+    np.testing.assert_allclose(gain, GAINS, rtol=1e-4)
+
+
 def test_the_critic_knows_what_follows(school):
     """Of greedy episodes of a learnt policy: gains still to come, in all-local times."""
     learner, _, last, metrics = school
@@ -261,6 +271,7 @@ def test_settings_are_checked():
         ("entropy", -1.0, "must be finite and at least 0"),
         ("value", float("nan"), "must be finite and at least 0"),
         ("gae_decay", 1.5, r"must be in 0\.\.1"),
+        ("layer", -1.0, "must be finite and at least 0"),
     ):
         with pytest.raises(ValueError, match=rf"learner\.{field} is .*{allowed}"):
             unchecked(LearnerConfig(), **{field: value}).validate()

@@ -25,7 +25,7 @@ from episodes import (
 )
 
 from offload_jax.env import EnvConfig, num_actions, reset
-from offload_jax.features import describe, observe
+from offload_jax.features import STEP_FEATURES, describe, observe
 from offload_jax.instance import pad_users, toy
 from offload_jax.networks import ActorCritic, NetworkConfig
 from offload_jax.scenario import EdgeScenario
@@ -250,6 +250,32 @@ def test_sizes_are_checked():
             replace(NetworkConfig(), **{field: 0}).validate()
     with pytest.raises(ValueError, match=r"network\.heads is 3; must divide network\.width \(64\)"):
         NetworkConfig(heads=3).validate()
+    with pytest.raises(
+        ValueError, match=r"network\.blind is .*must be among reduced-gains, prices"
+    ):
+        unchecked(NetworkConfig(), blind=("price",)).validate()
+    with pytest.raises(ValueError, match=r"network\.residual is True; must be false with network"):
+        NetworkConfig(blind=("reduced-gains",)).validate()
+
+
+@pytest.mark.parametrize("sight", ["reduced-gains", "prices", "pairs"])
+def test_what_is_hidden_changes_no_logit(params, sight):
+    """And nothing else is hidden: a change of any other feature does."""
+    env = ENVS["adaptive"]
+    instance, state = middle(env)
+    description, observation = describe(instance), observe(instance, state, env)
+    blind = ActorCritic(replace(NETWORK.config, blind=(sight,), residual=False))
+    apply = jit(lambda d, o: blind.apply(params, d, o)[0])
+    before = apply(description, observation)
+    hidden = {"prices": ["price"], "pairs": []}.get(
+        sight, ["reduced", "gain", "ahead", "wanting", "hope", "regret", "lead"]
+    )
+    for i, name in enumerate(STEP_FEATURES):
+        changed = replace(observation, pairs=observation.pairs.at[:, :, i].add(0.5))
+        same = np.array_equal(apply(description, changed), before)
+        assert same == (name in hidden), name
+    changed = replace(description, pairs=description.pairs + 0.5)
+    assert np.array_equal(apply(changed, observation), before) == (sight == "pairs")
 
 
 NARROW = ActorCritic(NetworkConfig(width=16, layers=2, heads=4, dtype="bfloat16"))

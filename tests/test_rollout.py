@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from episodes import jit, numpy, one, replay, world
 from scipy import stats
 
+from offload_jax import rollout
 from offload_jax.env import EnvConfig, reset
 from offload_jax.features import describe, observe
 from offload_jax.networks import ActorCritic, NetworkConfig
@@ -200,3 +202,28 @@ def test_a_chooser_sees_legal_logits_and_its_own_key(params, instances):
     mask = np.asarray(batch.observation.mask)
     assert np.take_along_axis(mask, np.asarray(batch.action)[..., None], axis=-1).all()
     assert np.all(np.asarray(unlikely.load) <= np.asarray(repeat(instances, SAMPLES).capacity))
+
+
+@pytest.mark.parametrize("order", ["arrival", "sorted"])
+def test_one_shot_episodes_are_those_decided_step_by_step(order, params, instances, monkeypatch):
+    """One pass of the network and one solve: the same decisions, log-probabilities and gains."""
+    env = EnvConfig(order=order, reward="terminal", one_shot=True)
+
+    def roll(record):
+        draw = jax.random.key(7)
+        run = jit(
+            lambda params: unroll(
+                NETWORK, params, instances, SAMPLES, draw, sample_action, env, record
+            )
+        )
+        return numpy(run(params))
+
+    final, batch = roll(True)
+    silent, nothing = roll(False)
+    monkeypatch.setattr(rollout, "in_one_pass", lambda *given: False)
+    wanted, steps = roll(True)
+    assert nothing is None
+    chex.assert_trees_all_close((final, batch), (wanted, steps), rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(silent.assignment, wanted.assignment)
+    np.testing.assert_allclose(silent.gain, wanted.gain, rtol=1e-5, atol=1e-5)
+    assert (final.assignment > 0).any()

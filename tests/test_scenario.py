@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import jax
@@ -13,7 +13,15 @@ from problems import conforms
 
 from offload_jax.config import load_config
 from offload_jax.instance import Instance, load_instances, save_instances, stack, to_record, toy
-from offload_jax.scenario import DEVICE_PROFILE_MS, PRESETS, EdgeScenario, PaperScenario, sample
+from offload_jax.scenario import (
+    DEVICE_PROFILE_MS,
+    PRESETS,
+    EdgeScenario,
+    MixtureScenario,
+    PaperScenario,
+    from_settings,
+    sample,
+)
 
 pytestmark = pytest.mark.fast
 COUNT = 2000
@@ -110,6 +118,24 @@ def test_edge(name) -> None:
     assert similarity.max() <= 1 + 1e-6
     np.testing.assert_allclose(i["accuracy_slope"], 8.3 / 50, rtol=1e-6)
     np.testing.assert_allclose(i["split_min"], 15, rtol=1e-6)
+
+
+def test_mixture() -> None:
+    """Instances of both parts, as often as their weights say, each as its part has them."""
+    parts = (EdgeScenario(num_users=(3, 4)), EdgeScenario(num_users=(7,), budget=1.5))
+    scenario = MixtureScenario(parts=parts, weights=(1.0, 3.0))
+    batch = many(scenario)
+    assert conforms(batch)
+    assert scenario.num_users == (3, 4, 7)
+    users, budget = np.asarray(batch.mask).sum(axis=0), np.asarray(batch.budget)[0]
+    assert batch.num_users == 7
+    np.testing.assert_array_equal(budget, np.where(users == 7, 1.5, 3.0))
+    assert abs(np.mean(users == 7) - 0.75) < 0.04
+    assert set(scenario.cells()) == {"part 1", "part 2"}
+    assert scenario.of_size(5).num_users == (5,)
+    assert from_settings(asdict(scenario)) == scenario
+    equal = many(replace(scenario, weights=()))
+    assert abs(np.mean(np.asarray(equal.mask).sum(axis=0) == 7) - 0.5) < 0.04
 
 
 @pytest.mark.parametrize("bits", [32, 64])

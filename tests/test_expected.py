@@ -1,0 +1,128 @@
+"""-V(p) as an objective: whose probabilities p holds, what they are worth, and the gradient."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from episodes import WORLDS, world
+from problems import EVALUATE
+
+from offload_jax import learner as learning
+from offload_jax.config import ConfigError, parse_config
+from offload_jax.env import EnvConfig, reset
+from offload_jax.expected import OVERLOAD, expected_loss, soft_assignment
+from offload_jax.features import local_time, observe
+from offload_jax.hyperparameters import LearnerConfig
+from offload_jax.learner import Learner
+from offload_jax.networks import NetworkConfig
+from offload_jax.rollout import split_samples
+from offload_jax.splits import SOLVERS
+
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
+COUNT, CHOICES = 6, 5
+ENVS = {
+    "arrival": EnvConfig(),
+    "adaptive": EnvConfig(order="adaptive"),
+    "one-shot": EnvConfig(order="sorted", one_shot=True, reward="terminal"),
+}
+
+
+def decisions(env):
+    """(instances, observations of every user's turn from the empty plan, logits of any size)."""
+    instances = world("edge", COUNT)
+    start = reset(instances, env)
+    steps = 1 if env.order == "adaptive" else instances.num_users
+
+    def look(time):
+        return split_samples(observe(instances, replace(start, time=start.time + time), env), 1)
+
+    seen = jax.vmap(look)(jnp.arange(steps))
+    draws = np.random.default_rng(0).normal(size=seen.mask.shape)
+    return instances, seen, jnp.where(seen.mask, jnp.asarray(draws), -jnp.inf)
+
+
+@pytest.mark.parametrize("env", ENVS.values(), ids=ENVS)
+def test_rows_are_the_users_own_probabilities(env) -> None:
+    instances, seen, logits = decisions(env)
+    p = np.asarray(soft_assignment(seen, logits))
+    users = instances.num_users
+    assert p.shape == (users, CHOICES, COUNT, 1)
+    real = np.asarray(instances.mask)
+    np.testing.assert_allclose(p.sum(axis=1)[..., 0][real], 1, rtol=1e-5)
+    chances = np.asarray(jax.nn.softmax(logits, axis=-1))
+    turn = np.asarray(reset(instances, env).turn)
+    for i in range(COUNT):
+        for user in np.flatnonzero(real[:, i]):
+            if env.order == "adaptive":  # stopping weighs against every batch of the user
+                row = np.asarray(logits)[0, i, 0]
+                row = np.append(row[-1], row[:-1].reshape(users, -1)[user])
+                wanted = np.exp(row) / np.exp(row).sum()
+            else:
+                wanted = chances[turn[user, i], i, 0]
+            np.testing.assert_allclose(p[user, :, i, 0], wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_a_certain_policy_is_worth_its_plan() -> None:
+    """In units of the best gain; and what is too much for a batch costs OVERLOAD."""
+    env = ENVS["arrival"]
+    instances, seen, _ = decisions(env)
+    plan = np.random.default_rng(1).integers(0, CHOICES, instances.mask.shape)
+    plan = np.where(instances.mask, plan, 0)
+    taken = plan[:, :, None, None] == np.arange(CHOICES)
+    gains = jnp.full((COUNT, 1), 3.0)
+    found = expected_loss(instances, seen, jnp.where(taken, 60.0, 0.0), gains, "native")[:, 0]
+    load = np.stack([(np.where(plan == k, instances.demand, 0)).sum(axis=0) for k in range(1, 5)])
+    over = np.maximum(load - np.asarray(instances.capacity), 0).sum(axis=0)
+    demand = np.where(instances.mask, instances.demand, 0).sum(axis=0)
+    unit = np.maximum(3.0, 0.01 * np.asarray(local_time(instances)))
+    worth = np.asarray(EVALUATE(instances, jnp.asarray(plan, jnp.int32)).gain)
+    np.testing.assert_allclose(found, OVERLOAD * over / demand - worth / unit, rtol=2e-3, atol=1e-3)
+    assert over.max() > 0
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_the_gradient_in_the_logits_is_that_of_differences(x64, solver) -> None:
+    instances, seen, logits = decisions(ENVS["one-shot"])
+    gains = jnp.full((COUNT, 1), 3.0)
+
+    @jax.jit
+    def total(logits):
+        return jnp.sum(expected_loss(instances, seen, logits, gains, solver))
+
+    slope = jax.jit(jax.grad(total))(logits)
+    legal = np.asarray(seen.mask)
+    along = np.where(legal, np.random.default_rng(2).normal(size=legal.shape), 0)
+    ends = [float(total(jnp.where(legal, logits + h * along, -jnp.inf))) for h in (1e-4, -1e-4)]
+    found = float(np.sum(np.where(legal, slope, 0) * along))
+    assert found == pytest.approx((ends[0] - ends[1]) / 2e-4, rel=1e-4, abs=1e-5)
+    assert abs(found) > 1e-2
+
+
+@pytest.mark.parametrize("env", ENVS.values(), ids=ENVS)
+def test_it_is_part_of_an_update(env) -> None:
+    """Inside the jitted program: parameters end elsewhere with it, and all numbers are finite."""
+    network = NetworkConfig(width=16, layers=1, heads=2)
+    ends = []
+    for weight in (0.0, 1.0):
+        config = LearnerConfig(instances=4, samples=3, updates=1, layer=weight)
+        learner = Learner(WORLDS["edge"], env, network, config)
+        run = jax.jit(partial(learning.update, learner))
+        state, metrics = run(learning.init(learner, jax.random.key(0)))
+        assert bool(metrics.sound)
+        ends.append(jax.flatten_util.ravel_pytree(state.params)[0])
+    assert np.abs(ends[0] - ends[1]).max() > 1e-5
+
+
+@pytest.mark.fast
+def test_rules_of_ones_own_are_refused() -> None:
+    text = (
+        "splits: {constraints: ['latency <= 9'], solver: cvxpylayers-moreau}\nlearner: {layer: 1}"
+    )
+    with pytest.raises(ConfigError, match=r"learner\.layer is 1\.0; must be 0 with splits\.constr"):
+        parse_config(text)
