@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from offload_jax.baselines.local_search import descend
 from offload_jax.baselines.search import Found, Search, Trace, found_at, run
+from offload_jax.baselines.tabu import Memory, tabu, tabu_from
 from offload_jax.env import release, reset
 from offload_jax.instance import Instance
 from offload_jax.plans import Decision, timed
@@ -25,8 +26,9 @@ from offload_jax.segments import ranks
 from offload_jax.types import Assignment, Key
 from offload_jax.value import Solver
 
-Refinement = Literal["orders", "local-search", "re-deciding"]
+Refinement = Literal["orders", "local-search", "tabu", "re-deciding"]
 STARTS = 8  # different plans of each instance that local search starts from
+TABU_STARTS, TABU_ROUNDS = 4, 50  # and tabu search, where no time is given
 RELEASED = 8  # users that are decided again at once
 ROUNDS = 16  # of re-deciding, where no time is given
 
@@ -41,15 +43,16 @@ def refine(
 ) -> Decision:
     """Best of `samples`, refined, with the time it took (compiling excluded).
 
-    `budget_s` is the time (s) for each instance that re-deciding takes instead of its own rounds.
-    Raises ValueError where the refinement does not apply to the policy (`refuse_refinement`).
+    `budget_s` is the time (s) for each instance that re-deciding and tabu search take instead of
+    their own rounds. Raises ValueError where the refinement does not apply to the policy
+    (`refuse_refinement`).
     """
     if reason := refuse_refinement(policy, refinement):
         raise ValueError(f"refinement is {refinement!r}, which does not apply: {reason}")
-    if refinement == "re-deciding":
-        trace = Trace()
+    if refinement in _SEARCHES:
+        trace, search = Trace(), _SEARCHES[refinement](policy, samples)
         total = None if budget_s is None else budget_s * instances.mask.shape[-1]
-        found = run(redeciding(policy, samples), instances, key, policy.env.solver, total, trace)
+        found = run(search, instances, key, policy.env.solver, total, trace)
         return Decision(found.best, trace.seconds[-1])
     decode = {"orders": best_of_orders, "local-search": polished}[refinement]
     label = (refinement, policy.network, policy.env, samples)
@@ -120,6 +123,34 @@ def _best_different(
     return jnp.take_along_axis(plans, jnp.take_along_axis(order, first, axis=-1)[None], axis=-1)
 
 
+# ---- tabu search
+
+
+def tabu_search(policy: Policy, samples: int) -> Search:
+    """Tabu search from the best `TABU_STARTS` different ones of `samples` plans, side by side."""
+    search, starts = tabu(Memory(rounds=TABU_ROUNDS)), min(TABU_STARTS, samples)
+
+    def best(inner: Found, instance: Instance) -> tuple[Assignment, Float[Array, "*batch"]]:
+        users = instance.num_users
+        return best_plan(inner.best.reshape(users, -1, starts), inner.best_gain.reshape(-1, starts))
+
+    def start(instance: Instance, key: Key, solver: Solver) -> Found:
+        first, key = jax.random.split(key)
+        drawn = draw_plans(policy, instance, samples, first, policy.encode(instance))
+        plans = _best_different(*drawn, starts).reshape(instance.num_users, -1)
+        inner = tabu_from(repeat(instance, starts), plans, key, solver)
+        return found_at(*best(inner, instance), key, memory=inner)
+
+    def advance(instance: Instance, found: Found, solver: Solver) -> Found:
+        inner = search.advance(repeat(instance, starts), found.memory, solver)
+        inner = replace(inner, round=inner.round + 1)
+        ended = jnp.all(inner.done.reshape(-1, starts), axis=1)
+        found = found.offered(*best(inner, instance))
+        return replace(found, done=found.done | ended, memory=inner)
+
+    return Search(start, advance)
+
+
 # ---- deciding again
 
 
@@ -152,3 +183,6 @@ def redeciding(policy: Policy, samples: int) -> Search:
         return replace(found, key=key, done=found.done | (found.round + 1 >= ROUNDS))
 
     return Search(start, advance)
+
+
+_SEARCHES = {"tabu": tabu_search, "re-deciding": redeciding}

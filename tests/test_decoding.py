@@ -29,7 +29,7 @@ def policy() -> Policy:
     return Policy(state.params, CONFIG.network, CONFIG.to_env(), temperature=2.0)
 
 
-@pytest.mark.parametrize("refinement", ["orders", "local-search", "re-deciding"])
+@pytest.mark.parametrize("refinement", ["orders", "local-search", "tabu", "re-deciding"])
 def test_refined_plans_are_feasible_and_no_worse_than_greedy(policy, refinement) -> None:
     instances = world("edge")
     _, greedy = best_of(policy, instances, 1, jax.random.key(0))

@@ -14,7 +14,7 @@ from offload_jax.baselines.moves import Moves
 from offload_jax.baselines.search import Found, Search, found_at, start_from
 from offload_jax.instance import Instance
 from offload_jax.segments import one_hot
-from offload_jax.types import Key
+from offload_jax.types import Assignment, Key
 from offload_jax.value import Solver
 
 
@@ -42,9 +42,7 @@ def tabu(memory: Memory | None = None) -> Search:
     plan = memory or Memory()
 
     def start(instance: Instance, key: Key, solver: Solver) -> Found:
-        first, gain = start_from(instance, reduced_greedy(instance, solver), solver)
-        until = jnp.zeros((instance.num_users, instance.num_batches + 1, *gain.shape), jnp.int32)
-        return found_at(first, gain, key, _Walk(first, until))
+        return tabu_from(instance, reduced_greedy(instance, solver), key, solver)
 
     def advance(instance: Instance, found: Found, solver: Solver) -> Found:
         walk = found.memory
@@ -66,6 +64,13 @@ def tabu(memory: Memory | None = None) -> Search:
         return replace(found, key=key, done=found.done | over, memory=_Walk(after, until))
 
     return Search(start, advance)
+
+
+def tabu_from(instance: Instance, assignment: Assignment, key: Key, solver: Solver) -> Found:
+    """Where a tabu search begins: at an assignment, or at denying everybody if that is better."""
+    first, gain = start_from(instance, assignment, solver)
+    until = jnp.zeros((instance.num_users, instance.num_batches + 1, *gain.shape), jnp.int32)
+    return found_at(first, gain, key, _Walk(first, until))
 
 
 def _forbidden(

@@ -36,7 +36,7 @@ class Arguments:
     """Decodings of the policy: 1 is greedy, more is best of that many samples."""
     refine: tuple[Refinement, ...] = ()
     """Also refine the best of the largest number of samples: in random orders of the users
-    (orders; for policies in order of arrival), by local search, or by deciding again."""
+    (orders; for policies in order of arrival), by local search, tabu search, or deciding again."""
     temperature: float | None = None
     """Of samples, above 1 they differ more. Default: the policy's own, 1 for a run."""
     methods: tuple[str, ...] = QUICK
