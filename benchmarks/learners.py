@@ -42,8 +42,8 @@ EVALUATIONS = 10  # of a run
 ROUNDS = 5  # of measuring what an update costs
 SAMPLES, TEMPERATURE = 16, 3.0  # of the plans on the test set, beside the greedy one
 COMMON = (
-    "--env.order", "adaptive", "--learner.instances", "32", "--learner.samples", "16",
-    "--learner.entropy", "3e-4",
+    "--env.order", "adaptive", "--env.candidates", "16", "--learner.instances", "32",
+    "--learner.samples", "16", "--learner.entropy", "3e-4",
 )  # fmt: skip
 _QUIET = ("--tracking.wandb", "off", "--run.eval-instances", "512", "--run.keep", "1")
 _IMITATE = ("--learner.objective", "imitation", "--learner.temperature", "3")
