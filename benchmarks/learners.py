@@ -46,6 +46,9 @@ COMMON = (
     "--learner.samples", "16", "--learner.entropy", "3e-4",
 )  # fmt: skip
 _QUIET = ("--tracking.wandb", "off", "--run.eval-instances", "512", "--run.keep", "1")
+_ONE_SHOT = (
+    "--env.order", "sorted", "--env.candidates", "0", "--env.one-shot", "--env.reward", "terminal",
+)  # fmt: skip
 _IMITATE = ("--learner.objective", "imitation", "--learner.temperature", "3")
 # What a variant changes; they are compared within their table (`learner_tables.GROUPS`).
 VARIANTS: Mapping[str, Sequence[str]] = {
@@ -54,7 +57,18 @@ VARIANTS: Mapping[str, Sequence[str]] = {
     "preference": ("--learner.objective", "preference"),
     "self-labelling": (*_IMITATE, "--learner.labels", "best-sample"),
     "local-search labels": (*_IMITATE, "--learner.labels", "local-search"),
-}
+    "shared + layer": ("--learner.layer", "0.1"),
+    "one-shot": _ONE_SHOT,
+    "one-shot + layer": (*_ONE_SHOT, "--learner.layer", "0.1"),
+    "one-shot, layer alone": (*_ONE_SHOT, "--learner.layer", "1", "--learner.objective", "layer"),
+    # Without reduced gains nothing says which pairs to look at: all are.
+    "without reduced gains": (
+        "--env.candidates", "0", "--network.blind", "reduced-gains", "--network.no-residual",
+    ),
+    "without prices": ("--network.blind", "prices"),
+    "without pairs": ("--network.blind", "pairs"),
+    "without residual": ("--network.no-residual",),
+}  # fmt: skip
 
 Document = dict[str, Any]
 

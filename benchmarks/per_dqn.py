@@ -211,13 +211,13 @@ def begin(pool: Instance, key: Key) -> Agent:
     )
 
 
-@partial(jax.jit, donate_argnums=0)
-def train(agents: Agent, pools: Instance, episode: Array) -> Agent:
-    """CHUNK episodes of every agent (first axis), an update for each of their decisions."""
+@partial(jax.jit, donate_argnums=0, static_argnums=3)
+def train(agents: Agent, pools: Instance, episode: Array, episodes: int) -> Agent:
+    """CHUNK of `episodes` of every agent (first axis), an update for each of their decisions."""
 
     def one_episode(agent: Agent, pool: Instance, number: Array) -> Agent:
         users = pool.num_users
-        cooled = HOT * (COLD / HOT) ** (number / EPISODES)
+        cooled = HOT * (COLD / HOT) ** (number / episodes)
         key, draw, roll = jax.random.split(agent.key, 3)
         chosen = jax.random.randint(draw, (), 0, pool.alpha.shape[-1])
         _, items = play(agent.params, pool, chosen, cooled, roll)
@@ -320,7 +320,7 @@ class Group:
         self, agents: Agent, pools: Instance, fixed: Instance
     ) -> tuple[Agent, list[tuple[int, float, np.ndarray]]]:
         """The agents at the end; (episodes, seconds, gaps on the fixed instance) on the way."""
-        step = train.lower(agents, pools, jnp.int32(0)).compile()
+        step = train.lower(agents, pools, jnp.int32(0), self.episodes).compile()
         curve, seconds = [], 0.0
         for number in range(0, self.episodes, CHUNK):
             begun = time.perf_counter()

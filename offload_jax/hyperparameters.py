@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from offload_jax.checks import Checks
 
 Baseline = Literal["shared", "critic"]
-Objective = Literal["surrogate", "preference", "imitation"]
+Objective = Literal["surrogate", "preference", "imitation", "layer"]
 Labels = Literal["best-sample", "local-search"]
 
 
@@ -34,7 +34,8 @@ class LearnerConfig:
     """Settings of the learner; those also in Hyperparameters are traced, the others static."""
 
     baseline: Baseline = "shared"  # shared: the other samples of the instance; critic: GAE
-    # surrogate: PPO's; preference: best sample against the others; imitation: the best plan found
+    # surrogate: PPO's; preference: best sample against the others; imitation: the best plan found;
+    # layer: nothing but -V(p)
     objective: Objective = "surrogate"
     labels: Labels = "local-search"  # what is imitated: its plan from the best sample, or that one
     paths: int = 4  # trajectories to the plan that is imitated
@@ -74,6 +75,8 @@ class LearnerConfig:
         check.require(not alone, "samples", needed)
         both = self.objective != "surrogate" and self.baseline == "critic"
         check.require(not both, "objective", "surrogate with learner.baseline critic")
+        useful = self.objective != "layer" or self.layer > 0
+        check.require(useful, "layer", "above 0 with learner.objective layer")
         check.positive("lr", "max_grad_norm", "clip", "sharpness", "temperature")
         check.not_negative("entropy", "value", "layer")
         check.shares("gae_decay")

@@ -298,6 +298,8 @@ def _policy_loss(
 ) -> Float[Array, ""]:
     """What the objective pulls the policy towards; `weight` makes means over all decisions."""
     traced = learner.hyperparameters
+    if learner.config.objective == "layer":
+        return jnp.zeros(())
     if targets is None:
         return jnp.sum(_map3(losses.imitation)(logits, batch.wanted) * weight)
     log_prob = _map3(losses.log_prob)(logits, batch.action)

@@ -109,14 +109,15 @@ def test_it_is_part_of_an_update(env) -> None:
     """Inside the jitted program: parameters end elsewhere with it, and all numbers are finite."""
     network = NetworkConfig(width=16, layers=1, heads=2)
     ends = []
-    for weight in (0.0, 1.0):
-        config = LearnerConfig(instances=4, samples=3, updates=1, layer=weight)
+    for changes in ({}, {"layer": 1.0}, {"layer": 1.0, "objective": "layer", "entropy": 0.0}):
+        config = LearnerConfig(instances=4, samples=3, updates=1, **changes)
         learner = Learner(WORLDS["edge"], env, network, config)
         run = jax.jit(partial(learning.update, learner))
         state, metrics = run(learning.init(learner, jax.random.key(0)))
         assert bool(metrics.sound)
         ends.append(jax.flatten_util.ravel_pytree(state.params)[0])
-    assert np.abs(ends[0] - ends[1]).max() > 1e-5
+    for i, j in ((0, 1), (1, 2), (0, 2)):
+        assert np.abs(ends[i] - ends[j]).max() > 1e-5
 
 
 @pytest.mark.fast

@@ -271,10 +271,15 @@ def test_settings_are_checked():
         ("entropy", -1.0, "must be finite and at least 0"),
         ("value", float("nan"), "must be finite and at least 0"),
         ("gae_decay", 1.5, r"must be in 0\.\.1"),
+        ("objective", "best", "must be one of surrogate, preference, imitation, layer"),
         ("layer", -1.0, "must be finite and at least 0"),
     ):
         with pytest.raises(ValueError, match=rf"learner\.{field} is .*{allowed}"):
             unchecked(LearnerConfig(), **{field: value}).validate()
+    with pytest.raises(
+        ValueError, match=r"learner\.layer is 0\.0; must be above 0 with learner\.obj"
+    ):
+        LearnerConfig(objective="layer").validate()
 
 
 def test_one_update_in_adaptive_order():
