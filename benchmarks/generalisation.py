@@ -45,10 +45,10 @@ class Axis:
         if name == "users":
             return replace(TRAINED, num_users=(int(value),))
         if name == "budget":
-            return replace(TRAINED, budget=value)
+            return replace(TRAINED, budget=float(value))
         if name == "batches":
             return replace(TRAINED, batches=int(value), servers=int(value) // 2)
-        return replace(TRAINED, **{name: (value, value)})
+        return replace(TRAINED, **{name: (float(value), float(value))})
 
 
 AXES = {

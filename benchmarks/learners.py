@@ -95,12 +95,16 @@ def main(words: Sequence[str] | None = None) -> int:
     """0 good, 2 refused."""
     parsed = tyro.cli(Arguments, args=words, prog="python -m benchmarks.learners")
     names = parsed.variants or tuple(VARIANTS)
-    if strange := [name for name in names if name not in VARIANTS]:
-        allowed = ", ".join(VARIANTS)
-        print(f"error: variants has {strange[0]!r}; must be among {allowed}", file=sys.stderr)
+    try:
+        if strange := [name for name in names if name not in VARIANTS]:
+            allowed = ", ".join(VARIANTS)
+            raise suite.UsageError(f"variants has {strange[0]!r}; must be among {allowed}")
+        suite.checked_out(parsed.out)
+        book = Book(parsed.out, parsed.minutes)
+    except suite.UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
         return 2
-    book = Book(parsed.out, parsed.minutes)
-    book.price(names)
+    book.time_updates(names)
     wanted = [(seed, name) for seed in parsed.seeds for name in names]  # a whole round first
     wanted = [(seed, name) for seed, name in wanted if book.run_of(name, seed) is None]
     cores = np.array_split(sorted(os.sched_getaffinity(0)), parsed.workers)
@@ -146,7 +150,7 @@ class Book:
         """How many updates fill the time of a run."""
         return round(60 * self.document["minutes"] / self.document["update_s"][name])
 
-    def price(self, names: Iterable[str]) -> None:
+    def time_updates(self, names: Iterable[str]) -> None:
         """Measures the seconds of an update of those variants whose are not known yet.
 
         Later ones are measured beside the reference, whose first measurement is kept.

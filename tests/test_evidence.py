@@ -1,0 +1,115 @@
+"""The benchmarks that compare learners, policies and the paper's agent: their bookkeeping."""
+
+from __future__ import annotations
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks import generalisation, learner_tables, learners
+
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
+
+def document() -> dict:
+    """Two variants, the first one with two seeds."""
+
+    def run(variant, seed, greedy):
+        curve = [{"update": u, "gap": g} for u, g in ((10, 0.02), (20, 0.01 + seed / 1000))]
+        return {"variant": variant, "seed": seed, "updates": 20, "curve": curve,
+                "greedy": greedy, "sampled": greedy / 2}  # fmt: skip
+
+    runs = [run("shared", 0, 0.012), run("shared", 1, 0.016), run("critic", 0, 0.03)]
+    return {"minutes": 1.0, "common": [], "update_s": {"shared": 3.0, "critic": 2.5}, "runs": runs}
+
+
+@pytest.mark.fast
+def test_tables_of_learners_by_hand(tmp_path) -> None:
+    learner_tables.write_pages(document(), tmp_path / "learners.json")
+    text = (tmp_path / "learners-learners.md").read_text()
+    line = "| shared | 2 | 10,240 | 1.400 (1.200 to 1.600) | 0.700 (0.600 to 0.800) | 3,000 |"
+    assert line in text
+    assert "| critic | 1 | 10,240 | 3.000 | 1.500 | 2,500 |" in text
+    assert (tmp_path / "learners-learners.png").stat().st_size > 10_000
+    assert not (tmp_path / "learners-layer.md").exists()  # one variant is no comparison
+    assert {name for names in learner_tables.GROUPS.values() for name in names} == set(
+        learners.VARIANTS
+    )
+
+
+@pytest.mark.fast
+def test_variants_are_settings_that_exist() -> None:
+    for name in learners.VARIANTS:
+        learners.config_of(name).validate()
+    assert learners.config_of("critic").learner.baseline == "critic"
+    assert learners.config_of("without reduced gains").env.candidates == 0
+
+
+@pytest.mark.fast
+def test_runs_of_another_length_are_refused(tmp_path, capsys) -> None:
+    out = tmp_path / "learners.json"
+    out.write_text(json.dumps(document()))
+    assert learners.main(["--out", str(out)]) == 2
+    assert "minutes is 10.0; must be 1.0, as in" in capsys.readouterr().err
+    assert learners.main(["best", "--out", str(out)]) == 2
+    assert "variants has 'best'; must be among shared, critic" in capsys.readouterr().err
+    book = learners.Book(out, 1.0)
+    assert book.updates_of("shared") == 20
+    assert book.run_of("critic", 0)["greedy"] == 0.03
+    assert book.run_of("critic", 1) is None
+
+
+@pytest.mark.fast
+def test_axes_and_tables_of_generalisation(tmp_path, capsys) -> None:
+    for name, axis in generalisation.AXES.items():
+        for value in axis.values:
+            axis.scenario(name, value).validate()
+    rows = [{"value": v, "gap": {"edge, greedy": v / 1000}} for v in (4.0, 16.0)]
+    found = {"users": {"rows": rows}}
+    assert "| 4 | 0.40 |" in generalisation.table(found)
+    assert "| **16** | 1.60 |" in generalisation.table(found)
+    generalisation.picture(found).savefig(tmp_path / "picture.png")
+    assert generalisation.main(["--axes", "weather"]) == 2
+    assert "axes has 'weather'; must be among users, budget" in capsys.readouterr().err
+
+
+def test_the_agent_of_the_paper(tmp_path, monkeypatch, capsys) -> None:
+    """A short training: rewards, memories, a value that a full batch cannot have, and its rows."""
+    pytest.importorskip("flashbax", reason="needs pip install 'offload-jax[bench]'")
+    from benchmarks import per_dqn
+    from offload_jax.scenario import PaperScenario
+    from offload_jax.value import evaluate
+
+    cell = PaperScenario(num_users=(4,), edge_gpus=(8,))
+    pool = per_dqn.pool_of(cell, 0, "fixed")
+    agent = per_dqn.begin(pool, jax.random.key(0))
+    final, items = per_dqn.play(agent.params, pool, jnp.int32(0), 1.0, jax.random.key(1))
+    alone = jax.tree.map(lambda x: x[..., 0], pool)
+    worth = float(evaluate(alone, final.assignment).objective)
+    assert float(jnp.sum(items.reward)) == pytest.approx(0.1 * worth, rel=1e-5)
+    np.testing.assert_array_equal(items.user, np.arange(4))
+    np.testing.assert_array_equal(items.action == 1, np.asarray(final.assignment) > 0)
+    small = PaperScenario(num_users=(4,), edge_gpus=(8,), capacity=2)
+    full = per_dqn.pool_of(small, 0, "fixed")
+    granted = jnp.array([True, True, False, False])
+    found = per_dqn.values(agent.params, full, jnp.int32(0), jnp.int32(2), granted)
+    assert np.isfinite(found[0])
+    assert found[1] == -np.inf
+
+    monkeypatch.setattr(per_dqn, "WARM_UP", 20)
+    monkeypatch.setattr(per_dqn, "CHUNK", 10)
+    monkeypatch.setattr(per_dqn, "CAPACITY", 64)
+    monkeypatch.setattr(per_dqn, "FRESH", 8)
+    out = tmp_path / "per_dqn.json"
+    words = ["--users", "4", "--episodes", "20", "--out", str(out)]
+    assert per_dqn.main(words) == 0
+    rows = json.loads(out.read_text())["rows"]
+    assert [(row["users"], row["gpus"]) for row in rows] == [(4, 4), (4, 8), (4, 12), (4, 16)]
+    assert all(len(row["curve"]) == 2 and row["train_s"] > 0 for row in rows)
+    assert out.with_suffix(".md").read_text().count("| fixed | 4 |") == 4
+    capsys.readouterr()
+    assert per_dqn.main(words) == 0  # nothing is trained again
+    assert "episode" not in capsys.readouterr().out
