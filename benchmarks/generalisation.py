@@ -47,7 +47,9 @@ class Axis:
         if name == "budget":
             return replace(TRAINED, budget=float(value))
         if name == "batches":
-            return replace(TRAINED, batches=int(value), servers=int(value) // 2)
+            batches = int(value)
+            models = min(TRAINED.models, batches)
+            return replace(TRAINED, batches=batches, servers=batches // 2, models=models)
         return replace(TRAINED, **{name: (float(value), float(value))})
 
 
