@@ -56,7 +56,8 @@ class Observation:
     """One state without units, for the pairs of user and batch that may be granted next.
 
     Those are rows x columns: of the current user alone 1 x batches (arrival, sorted), of all users
-    x batches (adaptive), or, with `EnvConfig.candidates`, of so many single pairs x 1.
+    x batches (adaptive), or, with `EnvConfig.candidates`, of so many single pairs x 1, the best
+    first (and the last pair of all again and again, where there are fewer).
     """
 
     current: Float[Array, "users *batch"]  # 1 for the user to decide, all 0 in adaptive order
@@ -246,7 +247,7 @@ class _View:
         """What all users have where a row's pairs are: (rows or 1, users, columns, *batch)."""
         if self.chosen is None:
             return x[None]
-        batch = jnp.broadcast_to(self.chosen % self.batches, (len(x), *self.chosen.shape))
+        batch = jnp.broadcast_to(self.chosen % self.batches, (x.shape[0], *self.chosen.shape))
         return jnp.moveaxis(jnp.take_along_axis(x, batch, axis=1), 1, 0)[:, :, None]
 
     def themselves(self) -> Array:
@@ -268,9 +269,11 @@ def _view(
     if env.candidates:
         local = jnp.maximum(instance.local_step, jnp.finfo(gains.dtype).tiny)
         rated = jnp.where(open_pairs(instance, state), gains / local[:, None], -jnp.inf)
-        last = jnp.moveaxis(rated.reshape(users * batches, *gains.shape[2:]), 0, -1)
-        _, chosen = jax.lax.top_k(last, min(env.candidates, users * batches))
-        chosen = jnp.moveaxis(chosen, -1, 0)
+        rated = jnp.moveaxis(rated.reshape(users * batches, *gains.shape[2:]), 0, -1)
+        # Never fewer than asked for, whatever N: the last pair again stands for what is missing.
+        none = jnp.full((*rated.shape[:-1], env.candidates), -jnp.inf, rated.dtype)
+        _, chosen = jax.lax.top_k(jnp.concatenate([rated, none], axis=-1), env.candidates)
+        chosen = jnp.moveaxis(jnp.minimum(chosen, users * batches - 1), -1, 0)
     return _View(current, chosen, adaptive, batches)
 
 

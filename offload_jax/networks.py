@@ -182,12 +182,12 @@ class ActorCritic(nn.Module):
         flat = pairs.reshape(-1, pairs.shape[-1])
         joint = context + jnp.take(flat, chosen, axis=0) + self.step_pairs(observation.pairs[:, 0])
         grants = self._scores(joint, reduced[:, 0])
-        legal = jnp.take(observation.mask, chosen)
+        legal = jnp.take(observation.mask, chosen) & (jnp.arange(chosen.shape[0]) < flat.shape[0])
         share = jnp.where(legal, jnp.ones((), joint.dtype), 0)
         refused = context + share @ joint / jnp.maximum(jnp.sum(share), 1)
         reject = self.reject(refused)
         least = jnp.min(jnp.where(legal, grants, reject), initial=reject)
-        logits = jnp.full(len(flat), UNSEEN, grants.dtype) + least
+        logits = jnp.full(flat.shape[0], UNSEEN, grants.dtype) + least
         return jnp.append(logits.at[chosen].set(grants), reject), refused
 
     def _scores(

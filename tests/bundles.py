@@ -22,7 +22,7 @@ SMALL = {"kind": "edge", "num_users": (4, 5, 6), "batches": 2, "servers": 2, "mo
 CONFIG = from_settings(
     {
         "scenario": SMALL,
-        "env": {"order": "adaptive"},
+        "env": {"order": "adaptive", "candidates": 4},
         "network": {"width": 8, "heads": 2, "layers": 1},
     },
     "test",

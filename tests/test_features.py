@@ -205,7 +205,9 @@ def test_candidates_are_the_pairs_of_largest_reduced_gain(candidates):
     everything = numpy(seen(instances, state, env)[1])
     few = numpy(seen(instances, state, replace(env, candidates=candidates))[1])
     number = min(candidates, instances.num_users * 4)
-    assert few.pairs.shape[:2] == (number, 1)
+    assert few.pairs.shape[:2] == (candidates, 1)
+    assert np.all(few.chosen[number:] == instances.num_users * 4 - 1)
+    few = replace(few, chosen=few.chosen[:number], pairs=few.pairs[:number])
     np.testing.assert_array_equal(few.mask, everything.mask)
     for i in range(instances.mask.shape[-1]):
         legal = everything.mask[:-1, i]

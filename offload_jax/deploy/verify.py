@@ -42,13 +42,16 @@ def replay(bundle: Bundle, runtime: Runtime, entry: str, batch: int = 1) -> Repl
     """Runs every test vector, `batch` a call, padded to the smallest size that holds them."""
     assert entry in ENTRIES, entry
     same, flaws, farthest, seconds = 0, 0, 0.0, []
-    for start in range(0, len(bundle.vectors), batch):
-        vectors = bundle.vectors[start : start + batch]
+    total = len(bundle.vectors)
+    for start in range(0, total, batch):
+        # The last call is filled up with the first vectors: programs have a fixed batch.
+        vectors = [bundle.vectors[(start + i) % total] for i in range(batch)]
         records = [schema.parse_instances(vector["instance"])[0] for vector in vectors]
         began = time.perf_counter()
         answers = _run(bundle, runtime, entry, records, [vector["seed"] for vector in vectors])
         seconds.append(time.perf_counter() - began)
-        for record, found, vector in zip(records, answers, vectors, strict=True):
+        new = slice(total - start)
+        for record, found, vector in zip(records[new], answers[new], vectors[new], strict=True):
             wanted = vector["answers"][entry]
             keys = ("assignment", "integer_split")
             if all(np.array_equal(found[key], wanted[key]) for key in keys):
@@ -59,7 +62,7 @@ def replay(bundle: Bundle, runtime: Runtime, entry: str, batch: int = 1) -> Repl
             done = effect(record, *(found[key].astype(int) for key in keys))
             flaws += bool(done.flaws)
     first, *others = seconds
-    later = float(np.median(others or 0))
+    later = float(np.median(others or seconds))
     return Replay(entry, batch, len(bundle.vectors), same, farthest, flaws, first, later)
 
 
