@@ -103,7 +103,7 @@ def test_a_packed_policy_is_evaluated_without_its_run(trained, tmp_path, capsys)
         (["info", "--run", "nowhere"], "must be a run directory"),
         (
             ["eval", "--policy", "edges"],
-            "must be a policy folder or one of edge, paper",
+            "must be a policy folder or one of edge, edge_a",
         ),
         (
             ["eval", "--policy", "edge", "--run", "a"],
