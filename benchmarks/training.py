@@ -15,7 +15,9 @@ import jax
 from benchmarks import inputs
 from benchmarks.timing import Case, Work
 from offload_jax import learner as learning
+from offload_jax import runs
 from offload_jax.config import load_config
+from offload_jax.env import EpisodeConfig, Order
 from offload_jax.learner import Learner
 
 
@@ -25,6 +27,8 @@ def cases(quick: bool) -> list[Case]:
     if quick:
         tiny = replace(learners["smoke"].config, instances=4, samples=2)
         learners = {"smoke": replace(learners["smoke"], config=tiny)}
+    else:
+        learners |= {f"edge N=24, {order}": _edge(order) for order in ("arrival", "adaptive")}
     return [
         Case(
             f"{name}, {learner.config.instances} instances x {learner.config.samples} samples",
@@ -33,6 +37,15 @@ def cases(quick: bool) -> list[Case]:
         )
         for name, learner in learners.items()
     ]
+
+
+def _edge(order: Order) -> Learner:
+    """The shipped network on edge at its largest; in adaptive order it looks at 16 candidates."""
+    config = load_config("edge")
+    env = EpisodeConfig(order, candidates=16 if order == "adaptive" else 0)
+    size = replace(config.learner, instances=32, samples=16)
+    network, scenario = runs.settings_of("edge").network, config.scenario.of_size(24)
+    return replace(config, env=env, learner=size, network=network, scenario=scenario).to_learner()
 
 
 def _prepare(learner: Learner) -> Work:
