@@ -144,20 +144,22 @@ def table(found: Mapping[str, Any]) -> str:
 def picture(found: Mapping[str, Any]) -> Any:
     """Gap against each axis, the training range shaded."""
     names = [name for name in AXES if name in found]
-    figure, axes = new_figure(2, 3, (11.0, 6.0))
+    rows = len(names) // 3 + 1  # one panel is the legend's
+    figure, axes = new_figure(rows, 3, (11.0, 3.0 * rows))
     flat = list(np.ravel(axes))
     for panel, name in zip(flat, names, strict=False):
-        axis, rows = AXES[name], found[name]["rows"]
-        values = np.array([row["value"] for row in rows], float)
-        look = styles(list(rows[0]["gap"]))
+        axis, points = AXES[name], found[name]["rows"]
+        values = np.array([point["value"] for point in points], float)
+        look = styles(list(points[0]["gap"]))
         for method, style in look.items():
-            gaps = 100 * np.maximum([row["gap"][method] for row in rows], 1e-4)
+            gaps = 100 * np.maximum([point["gap"][method] for point in points], 1e-4)
             panel.plot(values, gaps, label=method, lw=1.2, **style)
         low, high = axis.trained
         margin = 0.01 * np.ptp(values)
         panel.axvspan(low - margin, high + margin, color=COLOURS[0], alpha=0.12, lw=0)
         panel.set_yscale("log")
         panel.yaxis.set_major_formatter(lambda x, _: f"{x:g}")
+        panel.yaxis.set_minor_formatter(lambda x, _: f"{x:g}" if f"{x:g}"[-1] in "25" else "")
         panel.grid(alpha=0.3)
         panel.set(xlabel=axis.label, ylabel="mean gap, %")
     for panel in flat[len(names) :]:
