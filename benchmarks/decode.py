@@ -11,9 +11,8 @@ import jax
 from benchmarks import inputs
 from benchmarks.timing import Case, Work
 from offload_jax.env import EnvConfig
-from offload_jax.hyperparameters import LearnerConfig
+from offload_jax.hyperparameters import Learner, LearnerConfig
 from offload_jax.instance import Instance
-from offload_jax.learner import Learner
 from offload_jax.networks import NetworkConfig
 from offload_jax.policies import Policy, best_of
 from offload_jax.scenario import EdgeScenario, PaperScenario, Scenario

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from offload_jax import learner as learning
+from offload_jax.hyperparameters import Learner
 from offload_jax.instance import Instance
-from offload_jax.learner import Learner
 from offload_jax.scenario import Scenario
 
 VARIANTS = 4  # different inputs of a case, taken in turn, so that no one draw decides

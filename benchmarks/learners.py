@@ -31,7 +31,8 @@ from offload_jax import learner as learning
 from offload_jax import model, runs, testsets
 from offload_jax.config import TrainConfig, load_config
 from offload_jax.documents import replace_file
-from offload_jax.learner import Learner, LearnerState
+from offload_jax.hyperparameters import Learner
+from offload_jax.learner import LearnerState
 from offload_jax.policies import best_of
 from offload_jax.tracking import read_rows
 

@@ -18,7 +18,7 @@ from offload_jax import learner as learning
 from offload_jax import runs
 from offload_jax.config import load_config
 from offload_jax.env import EpisodeConfig, Order
-from offload_jax.learner import Learner
+from offload_jax.hyperparameters import Learner
 
 
 def cases(quick: bool) -> list[Case]:

@@ -13,8 +13,7 @@ from pydantic import Discriminator, TypeAdapter, ValidationError
 
 from offload_jax.checks import Checks
 from offload_jax.env import EnvConfig, EpisodeConfig
-from offload_jax.hyperparameters import LearnerConfig
-from offload_jax.learner import Learner
+from offload_jax.hyperparameters import Learner, LearnerConfig
 from offload_jax.mesh import ONE_DEVICE, Devices, find_devices
 from offload_jax.networks import NetworkConfig
 from offload_jax.scenario import SCENARIOS, EdgeScenario, MixtureScenario, PaperScenario

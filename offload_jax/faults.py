@@ -13,11 +13,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from offload_jax import learner as learning
+from offload_jax import objective
+from offload_jax.hyperparameters import Learner
 from offload_jax.instance import Instance
-from offload_jax.learner import Learner, LearnerState
+from offload_jax.learner import LearnerState
 
 _BATCH = ("step", "instance", "sample")  # leading axes of what is recorded
-_ONE_OF = {"users": "user", "batches": "batch", "servers": "server", "candidates": "candidate"}
+_ONE_OF = {
+    "users": "user",
+    "batches": "batch",
+    "servers": "server",
+    "rows": "row",
+    "columns": "column",
+}
 
 
 def explain(learner: Learner, state: LearnerState) -> str:
@@ -41,9 +49,9 @@ def _numbers(learner: Learner, state: LearnerState) -> dict[str, Any]:
     """What the update of `state` is made from, once more; the gradient is that of all samples."""
     _, sample_key, roll_key, _ = jax.random.split(state.key, 4)
     instances, final, batch = learning.collect(learner, state.params, sample_key, roll_key)
-    targets = learning.advantages(learner, instances, final, batch)
+    targets = objective.advantages(learner, instances, final, batch)
     progress = state.step / learner.config.updates
-    gradient, _ = jax.grad(learning.loss, argnums=1, has_aux=True)(
+    gradient, _ = jax.grad(objective.loss, argnums=1, has_aux=True)(
         learner, state.params, instances, batch, targets, progress
     )
     return {

@@ -5,10 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
+import optax
 from flax import struct
 from jaxtyping import Array, Float
 
 from offload_jax.checks import Checks
+from offload_jax.env import EnvConfig
+from offload_jax.mesh import ONE_DEVICE, Devices
+from offload_jax.networks import ActorCritic, NetworkConfig
+from offload_jax.scenario import Scenario
 
 Baseline = Literal["shared", "critic"]
 Objective = Literal["surrogate", "preference", "imitation", "layer"]
@@ -80,3 +85,28 @@ class LearnerConfig:
         check.positive("lr", "max_grad_norm", "clip", "sharpness", "temperature")
         check.not_negative("entropy", "value", "layer")
         check.shares("gae_decay")
+
+
+@dataclass(frozen=True)
+class Learner:
+    """What is static in training: hashable, so that `update` is traced once."""
+
+    scenario: Scenario
+    env: EnvConfig
+    network: NetworkConfig
+    config: LearnerConfig
+    devices: Devices = ONE_DEVICE
+    traced: Hyperparameters | None = None  # instead of the config's; only inside a trace
+
+    @property
+    def hyperparameters(self) -> Hyperparameters:
+        return self.config.hyperparameters() if self.traced is None else self.traced
+
+    def module(self) -> ActorCritic:
+        return ActorCritic(self.network)
+
+    def optimizer(self) -> optax.GradientTransformation:
+        config, traced = self.config, self.hyperparameters
+        steps = config.updates * config.epochs * config.minibatches
+        rate = optax.cosine_decay_schedule(traced.lr, steps)
+        return optax.chain(optax.clip_by_global_norm(traced.max_grad_norm), optax.adam(rate))

@@ -5,8 +5,7 @@ Inside an update arrays have this device's share of the instances; on one device
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -17,21 +16,18 @@ from flax import struct
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int
 
-from offload_jax import losses, model
+from offload_jax import model
 from offload_jax.baselines.local_search import descend
-from offload_jax.env import EnvConfig, State, reset
-from offload_jax.expected import expected_loss
+from offload_jax.env import State, reset
 from offload_jax.features import describe, local_time, observe
-from offload_jax.hyperparameters import Hyperparameters, LearnerConfig
+from offload_jax.hyperparameters import Learner
 from offload_jax.instance import Instance
 from offload_jax.mesh import ONE_DEVICE, Devices
-from offload_jax.networks import ActorCritic, NetworkConfig
+from offload_jax.objective import Parts, Targets, advantages, loss
 from offload_jax.policies import best_plan
-from offload_jax.rollout import Transition, decode, encode, inverse_cdf, unroll
+from offload_jax.rollout import Transition, encode, inverse_cdf, unroll
 from offload_jax.scenario import Scenario
 from offload_jax.types import Assignment, Key
-
-Parts = dict[str, Float[Array, ""]]  # of the loss, by the name of their metric
 
 
 @struct.dataclass
@@ -56,31 +52,6 @@ class Metrics:
     value_error: Float[Array, ""]
     grad_norm: Float[Array, ""]  # global, before clipping
     sound: Bool[Array, ""]  # False where a number was not finite: the update was not applied
-
-
-@dataclass(frozen=True)
-class Learner:
-    """What is static in training: hashable, so that `update` is traced once."""
-
-    scenario: Scenario
-    env: EnvConfig
-    network: NetworkConfig
-    config: LearnerConfig
-    devices: Devices = ONE_DEVICE
-    traced: Hyperparameters | None = None  # instead of the config's; only inside a trace
-
-    @property
-    def hyperparameters(self) -> Hyperparameters:
-        return self.config.hyperparameters() if self.traced is None else self.traced
-
-    def module(self) -> ActorCritic:
-        return ActorCritic(self.network)
-
-    def optimizer(self) -> optax.GradientTransformation:
-        config, traced = self.config, self.hyperparameters
-        steps = config.updates * config.epochs * config.minibatches
-        rate = optax.cosine_decay_schedule(traced.lr, steps)
-        return optax.chain(optax.clip_by_global_norm(traced.max_grad_norm), optax.adam(rate))
 
 
 def sample_instances(
@@ -112,8 +83,7 @@ def update(learner: Learner, state: LearnerState) -> tuple[LearnerState, Metrics
 def _update(learner: Learner, state: LearnerState) -> tuple[LearnerState, Metrics]:
     key, sample_key, roll_key, shuffle_key = jax.random.split(state.key, 4)
     instances, final, batch = collect(learner, state.params, sample_key, roll_key)
-    imitates = learner.config.objective == "imitation"
-    targets = None if imitates else advantages(learner, instances, final, batch)
+    targets = advantages(learner, instances, final, batch)
     updated, parts = optimize(learner, state, instances, batch, targets, shuffle_key)
     # Joined, for dozens of small reductions would double the time to compile an update.
     learned, _ = ravel_pytree((parts, updated.params, updated.optimizer))
@@ -175,38 +145,6 @@ def best_found(learner: Learner, instances: Instance, final: State) -> Assignmen
     return descend(instances, plan, learner.env.solver)[0] if searches else plan
 
 
-@struct.dataclass
-class Targets:
-    """What the loss pulls towards; leaves (steps, instances, samples)."""
-
-    advantage: Float[Array, "steps instances samples"]
-    value: Float[Array, "steps instances samples"]
-
-
-def advantages(learner: Learner, instances: Instance, final: State, batch: Transition) -> Targets:
-    """Whole-episode advantages, in units of what each instance has to gain."""
-    shape = batch.reward.shape[1:]
-    gains = final.gain.reshape(shape)
-    # An instance's best sample estimates its optimum, so advantages are differences of its gap.
-    floor = 0.01 * local_time(instances)[:, None]
-    scale = jnp.maximum(jnp.max(gains, axis=1, keepdims=True), floor)
-    if learner.config.baseline == "shared":
-        advantage = jax.vmap(losses.leave_one_out)(gains / scale)
-        advantage = jnp.broadcast_to(advantage, batch.reward.shape)
-        return Targets(advantage=advantage, value=jnp.zeros_like(advantage))
-    unit = 0.1 * local_time(instances)[:, None]  # the critic predicts returns in all-local times
-
-    def one_stream(rewards: Array, values: Array, free: Array) -> tuple[Array, Array]:
-        values = losses.forced_values(values, rewards, free)
-        advantage = losses.generalized_advantage(rewards, values, learner.hyperparameters.gae_decay)
-        return advantage, advantage + values
-
-    over_streams = jax.vmap(jax.vmap(one_stream, in_axes=1, out_axes=1), in_axes=1, out_axes=1)
-    raw, target = over_streams(batch.reward / unit, batch.value, batch.real)
-    users = model.num_real_users(instances)[:, None]
-    return Targets(advantage=raw * 10 * unit * users / scale, value=target)
-
-
 def optimize(
     learner: Learner,
     state: LearnerState,
@@ -255,80 +193,6 @@ def _own(order: Int[Array, "minibatches part"], devices: Devices) -> Int[Array, 
     """A device's share of every minibatch, as indices into its own instances."""
     own = devices.mine(order, axis=1)
     return own - jnp.min(own)
-
-
-def loss(
-    learner: Learner,
-    params: Any,
-    instances: Instance,
-    batch: Transition,
-    targets: Targets | None,
-    progress: Float[Array, ""],
-) -> tuple[Float[Array, ""], Parts]:
-    """Loss of recorded decisions under new parameters; the second result holds its parts.
-
-    Means over the decisions of all devices, of which this device contributes its own summands.
-    """
-    traced, network = learner.hyperparameters, learner.module()
-    encoding = encode(network, params, instances)
-    logits, values = jax.vmap(lambda seen: decode(network, params, encoding, seen))(
-        batch.observation
-    )
-    real = batch.real.astype(values.dtype)
-    weight = real / jnp.maximum(learner.devices.sum(jnp.sum(real)), 1)
-    entropy = jnp.sum(_map3(losses.entropy)(logits) * weight)
-    total = _policy_loss(learner, logits, batch, targets, weight)
-    total = total - traced.entropy * (1 - progress) * entropy
-    if learner.config.layer:
-        total = total + learner.config.layer * _layer_loss(learner, instances, logits, batch)
-    error = jnp.zeros_like(total)
-    if targets is not None:
-        error = jnp.sum(losses.value_error(values, targets.value) * weight)
-    if learner.config.baseline == "critic":
-        total = total + traced.value * error
-    return total, {"loss": total, "entropy": entropy, "value_error": error}
-
-
-def _policy_loss(
-    learner: Learner,
-    logits: Float[Array, "steps instances samples actions"],
-    batch: Transition,
-    targets: Targets | None,
-    weight: Float[Array, "steps instances samples"],
-) -> Float[Array, ""]:
-    """What the objective pulls the policy towards; `weight` makes means over all decisions."""
-    traced = learner.hyperparameters
-    if learner.config.objective == "layer":
-        return jnp.zeros(())
-    if targets is None:
-        return jnp.sum(_map3(losses.imitation)(logits, batch.wanted) * weight)
-    log_prob = _map3(losses.log_prob)(logits, batch.action)
-    if learner.config.objective == "preference":
-        total, gained = (jnp.sum(x, axis=0) for x in (log_prob * batch.real, batch.reward))
-        preference = jax.vmap(losses.preference, in_axes=(0, 0, None))
-        each = preference(total, gained, traced.sharpness)
-        return jnp.sum(each) / learner.devices.sum(jnp.sum(jnp.ones_like(each)))
-    log_ratio = log_prob - batch.log_prob
-    surrogate = losses.clipped_surrogate(log_ratio, targets.advantage, traced.clip)
-    return jnp.sum(surrogate * weight)
-
-
-def _layer_loss(
-    learner: Learner,
-    instances: Instance,
-    logits: Float[Array, "steps instances samples actions"],
-    batch: Transition,
-) -> Float[Array, ""]:
-    """-V(p) of the probabilities of the recorded decisions, the mean over all devices' samples."""
-    users = model.num_real_users(instances)
-    gains = jnp.sum(batch.reward, axis=0) * 10 * users[:, None]
-    each = expected_loss(instances, batch.observation, logits, gains, learner.env.solver)
-    return jnp.sum(each) / learner.devices.sum(jnp.sum(jnp.ones_like(each)))
-
-
-def _map3(f: Callable[..., Array]) -> Callable[..., Array]:
-    """`f` on one stream, over the axes (steps, instances, samples)."""
-    return jax.vmap(jax.vmap(jax.vmap(f)))
 
 
 def summarize(learner: Learner, instances: Instance, final: State, parts: Parts) -> Parts:

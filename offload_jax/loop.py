@@ -14,7 +14,8 @@ import jax
 
 from offload_jax import faults, processes
 from offload_jax import learner as learning
-from offload_jax.learner import Learner, LearnerState, Metrics
+from offload_jax.hyperparameters import Learner
+from offload_jax.learner import LearnerState, Metrics
 from offload_jax.mesh import ONE_DEVICE, Devices, local_copy, memory_mb
 from offload_jax.reporting import Recorder, RunError, gap_due, row_due
 from offload_jax.validation import validation

@@ -21,9 +21,9 @@ from offload_jax import learner as learning
 from offload_jax.checkpoint import Checkpoints
 from offload_jax.config import TrainConfig
 from offload_jax.env import EnvConfig
-from offload_jax.hyperparameters import Hyperparameters
+from offload_jax.hyperparameters import Hyperparameters, Learner
 from offload_jax.instance import Instance
-from offload_jax.learner import Learner, LearnerState, Metrics
+from offload_jax.learner import LearnerState, Metrics
 from offload_jax.loop import describe_needs, needs_of, past_fault, stop_requests
 from offload_jax.mesh import ONE_DEVICE, Devices, local_copy
 from offload_jax.mirror import Mirror

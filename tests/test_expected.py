@@ -17,8 +17,7 @@ from offload_jax.config import ConfigError, parse_config
 from offload_jax.env import EnvConfig, reset
 from offload_jax.expected import OVERLOAD, expected_loss, soft_assignment
 from offload_jax.features import local_time, observe
-from offload_jax.hyperparameters import LearnerConfig
-from offload_jax.learner import Learner
+from offload_jax.hyperparameters import Learner, LearnerConfig
 from offload_jax.networks import NetworkConfig
 from offload_jax.rollout import split_samples
 from offload_jax.splits import SOLVERS

@@ -72,6 +72,7 @@ LAYERS = (
     "losses",
     "mesh",
     "hyperparameters",
+    "objective",
     "learner",
     "faults",
     "manifest",

@@ -13,11 +13,11 @@ import pytest
 from episodes import WORLDS, jit, numpy, scale_times, unchecked, world
 from probes import GAINS, OPTIMA, ProbeScenario, probes
 
-from offload_jax import learner as learning
+from offload_jax import objective
 from offload_jax.env import EnvConfig, reset
 from offload_jax.features import describe, local_time, observe
-from offload_jax.hyperparameters import LearnerConfig
-from offload_jax.learner import Learner, init, update
+from offload_jax.hyperparameters import Learner, LearnerConfig
+from offload_jax.learner import init, update
 from offload_jax.networks import NetworkConfig
 from offload_jax.rollout import decode, encode, greedy_action, sample_action, unroll
 
@@ -185,7 +185,7 @@ def rolled(learner, params, instances):
 
 def test_advantages_in_formulas(collected):
     learner, _, instances, final, batch = collected
-    targets = numpy(learning.advantages(learner, instances, final, batch))
+    targets = numpy(objective.advantages(learner, instances, final, batch))
     gains = np.asarray(final.gain).reshape(8, 4)
     unit = np.asarray(local_time(instances))[:, None]
     scale = np.maximum(gains.max(axis=1, keepdims=True), 0.01 * unit)
@@ -209,8 +209,8 @@ def test_advantages_in_formulas(collected):
 def test_the_critic_is_ignored_where_it_is_not_trained(collected):
     learner, _, instances, final, batch = collected
     nonsense = jnp.where(batch.real, batch.value, 1e6)
-    first = learning.advantages(learner, instances, final, batch)
-    second = learning.advantages(learner, instances, final, replace(batch, value=nonsense))
+    first = objective.advantages(learner, instances, final, batch)
+    second = objective.advantages(learner, instances, final, replace(batch, value=nonsense))
     assert 0.1 < np.mean(np.asarray(batch.real)) < 0.95
     np.testing.assert_array_equal(first.advantage, second.advantage)
 
@@ -220,8 +220,8 @@ def test_units_of_time_do_not_matter(collected):
     scaled = scale_times(instances, 3.7)
     there, again = rolled(learner, params, scaled)
     np.testing.assert_array_equal(again.action, batch.action)
-    mine = learning.advantages(learner, instances, final, batch)
-    theirs = learning.advantages(learner, scaled, there, again)
+    mine = objective.advantages(learner, instances, final, batch)
+    theirs = objective.advantages(learner, scaled, there, again)
     chex.assert_trees_all_close(mine, theirs, rtol=1e-3, atol=1e-3)
     assert np.std(np.asarray(mine.advantage)) > 0.1
 
@@ -229,8 +229,8 @@ def test_units_of_time_do_not_matter(collected):
 def test_the_loss_counts_real_decisions_only(collected):
     """On policy: minus the mean advantage; its entropy that of the steps with a choice."""
     learner, params, instances, final, batch = collected
-    targets = learning.advantages(learner, instances, final, batch)
-    evaluate_loss = jit(partial(learning.loss, learner))
+    targets = objective.advantages(learner, instances, final, batch)
+    evaluate_loss = jit(partial(objective.loss, learner))
     total, parts = evaluate_loss(params, instances, batch, targets, jnp.asarray(0.25))
     encoding = encode(learner.module(), params, instances)
     seen = jax.vmap(lambda o: decode(learner.module(), params, encoding, o))

@@ -11,8 +11,7 @@ from episodes import WORLDS, jit, one, sample, world
 from offload_jax import learner as learning
 from offload_jax.env import EnvConfig
 from offload_jax.gains import gain_of
-from offload_jax.hyperparameters import LearnerConfig
-from offload_jax.learner import Learner
+from offload_jax.hyperparameters import Learner, LearnerConfig
 from offload_jax.networks import NetworkConfig
 from offload_jax.policies import Policy, best_of, decide, greedy_plan
 from offload_jax.value import evaluate

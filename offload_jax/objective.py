@@ -1,0 +1,138 @@
+"""What an update pulls the policy towards: advantages, and the loss of recorded decisions.
+
+As in an update, arrays have this device's share of the instances.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Float
+
+from offload_jax import losses, model
+from offload_jax.env import State
+from offload_jax.expected import expected_loss
+from offload_jax.features import local_time
+from offload_jax.hyperparameters import Learner
+from offload_jax.instance import Instance
+from offload_jax.rollout import Transition, decode, encode
+
+Parts = dict[str, Float[Array, ""]]  # of the loss, by the name of their metric
+
+
+@struct.dataclass
+class Targets:
+    """What the loss pulls towards; leaves (steps, instances, samples)."""
+
+    advantage: Float[Array, "steps instances samples"]
+    value: Float[Array, "steps instances samples"]
+
+
+def advantages(
+    learner: Learner, instances: Instance, final: State, batch: Transition
+) -> Targets | None:
+    """Whole-episode advantages, in units of what each instance has to gain.
+
+    None for objectives that need none: imitation, and the layer alone.
+    """
+    if learner.config.objective in ("imitation", "layer"):
+        return None
+    shape = batch.reward.shape[1:]
+    gains = final.gain.reshape(shape)
+    # An instance's best sample estimates its optimum, so advantages are differences of its gap.
+    floor = 0.01 * local_time(instances)[:, None]
+    scale = jnp.maximum(jnp.max(gains, axis=1, keepdims=True), floor)
+    if learner.config.baseline == "shared":
+        advantage = jax.vmap(losses.leave_one_out)(gains / scale)
+        advantage = jnp.broadcast_to(advantage, batch.reward.shape)
+        return Targets(advantage=advantage, value=jnp.zeros_like(advantage))
+    unit = 0.1 * local_time(instances)[:, None]  # the critic predicts returns in all-local times
+
+    def one_stream(rewards: Array, values: Array, free: Array) -> tuple[Array, Array]:
+        values = losses.forced_values(values, rewards, free)
+        advantage = losses.generalized_advantage(rewards, values, learner.hyperparameters.gae_decay)
+        return advantage, advantage + values
+
+    over_streams = jax.vmap(jax.vmap(one_stream, in_axes=1, out_axes=1), in_axes=1, out_axes=1)
+    raw, target = over_streams(batch.reward / unit, batch.value, batch.real)
+    users = model.num_real_users(instances)[:, None]
+    return Targets(advantage=raw * 10 * unit * users / scale, value=target)
+
+
+def loss(
+    learner: Learner,
+    params: Any,
+    instances: Instance,
+    batch: Transition,
+    targets: Targets | None,
+    progress: Float[Array, ""],
+) -> tuple[Float[Array, ""], Parts]:
+    """Loss of recorded decisions under new parameters; the second result holds its parts.
+
+    Means over the decisions of all devices, of which this device contributes its own summands.
+    """
+    traced, network = learner.hyperparameters, learner.module()
+    encoding = encode(network, params, instances)
+    logits, values = jax.vmap(lambda seen: decode(network, params, encoding, seen))(
+        batch.observation
+    )
+    real = batch.real.astype(values.dtype)
+    weight = real / jnp.maximum(learner.devices.sum(jnp.sum(real)), 1)
+    entropy = jnp.sum(_map3(losses.entropy)(logits) * weight)
+    total = _policy_loss(learner, logits, batch, targets, weight)
+    total = total - traced.entropy * (1 - progress) * entropy
+    if learner.config.layer:
+        total = total + learner.config.layer * _layer_loss(learner, instances, logits, batch)
+    error = jnp.zeros_like(total)
+    if targets is not None:
+        error = jnp.sum(losses.value_error(values, targets.value) * weight)
+    if learner.config.baseline == "critic":
+        total = total + traced.value * error
+    return total, {"loss": total, "entropy": entropy, "value_error": error}
+
+
+def _policy_loss(
+    learner: Learner,
+    logits: Float[Array, "steps instances samples actions"],
+    batch: Transition,
+    targets: Targets | None,
+    weight: Float[Array, "steps instances samples"],
+) -> Float[Array, ""]:
+    """What the objective pulls the policy towards; `weight` makes means over all decisions."""
+    traced = learner.hyperparameters
+    if learner.config.objective == "layer":
+        return jnp.zeros(())
+    if learner.config.objective == "imitation":
+        return jnp.sum(_map3(losses.imitation)(logits, batch.wanted) * weight)
+    log_prob = _map3(losses.log_prob)(logits, batch.action)
+    if learner.config.objective == "preference":
+        total, gained = (jnp.sum(x, axis=0) for x in (log_prob * batch.real, batch.reward))
+        preference = jax.vmap(losses.preference, in_axes=(0, 0, None))
+        each = preference(total, gained, traced.sharpness)
+        return jnp.sum(each) / learner.devices.sum(jnp.sum(jnp.ones_like(each)))
+    assert targets is not None
+    log_ratio = log_prob - batch.log_prob
+    surrogate = losses.clipped_surrogate(log_ratio, targets.advantage, traced.clip)
+    return jnp.sum(surrogate * weight)
+
+
+def _layer_loss(
+    learner: Learner,
+    instances: Instance,
+    logits: Float[Array, "steps instances samples actions"],
+    batch: Transition,
+) -> Float[Array, ""]:
+    """-V(p) of the probabilities of the recorded decisions, the mean over all devices' samples."""
+    users = model.num_real_users(instances)
+    gains = jnp.sum(batch.reward, axis=0) * 10 * users[:, None]
+    each = expected_loss(instances, batch.observation, logits, gains, learner.env.solver)
+    return jnp.sum(each) / learner.devices.sum(jnp.sum(jnp.ones_like(each)))
+
+
+def _map3(f: Callable[..., Array]) -> Callable[..., Array]:
+    """`f` on one stream, over the axes (steps, instances, samples)."""
+    return jax.vmap(jax.vmap(jax.vmap(f)))
