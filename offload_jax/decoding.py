@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from offload_jax.baselines.local_search import descend
-from offload_jax.baselines.search import Found, Search, Trace, found_at, run
+from offload_jax.baselines.search import Found, Search, Trace, found_at, one_round, run
 from offload_jax.baselines.tabu import Memory, tabu, tabu_from
 from offload_jax.env import release, reset
 from offload_jax.instance import Instance
@@ -142,8 +142,7 @@ def tabu_search(policy: Policy, samples: int) -> Search:
         return found_at(*best(inner, instance), key, memory=inner)
 
     def advance(instance: Instance, found: Found, solver: Solver) -> Found:
-        inner = search.advance(repeat(instance, starts), found.memory, solver)
-        inner = replace(inner, round=inner.round + 1)
+        inner = one_round(search, repeat(instance, starts), found.memory, solver)
         ended = jnp.all(inner.done.reshape(-1, starts), axis=1)
         found = found.offered(*best(inner, instance))
         return replace(found, done=found.done | ended, memory=inner)

@@ -100,7 +100,9 @@ class ActorCritic(nn.Module):
 
     def encode(self, description: Description) -> Encoding:
         """Once per instance, O((N + M)^2)."""
-        description = self._narrowed(self._hidden(description))
+        if "pairs" in self.config.blind:
+            description = replace(description, pairs=jnp.zeros_like(description.pairs))
+        description = self._narrowed(description)
         # Not `astype`: IREE's compiler (3.13) fuses that into the products below and then fails.
         real = jnp.where(description.mask, jnp.ones((), description.users.dtype), 0)
         count = jnp.maximum(jnp.sum(real), 1)
@@ -127,23 +129,19 @@ class ActorCritic(nn.Module):
         self, encoding: Encoding, observation: Observation
     ) -> tuple[Float[Array, "actions"], Float[Array, ""]]:
         """Logits of all actions, illegal ones minus infinity, and the value of the state."""
-        reduced = observation.reduced
-        observation = self._narrowed(self._hidden(observation))
+        # Reduced gains go into the logits as they are.
+        observation = replace(self._narrowed(self._shown(observation)), reduced=observation.reduced)
         # Sums over users are shares of the real ones, so that padding changes nothing.
         undecided = observation.undecided @ encoding.users / encoding.count
         granted = observation.granted @ encoding.users / encoding.count
         context = encoding.overall + self.step_overall(observation.overall)
         context = context + self.keys["undecided"](undecided) + self.keys["granted"](granted)
         look = self._of_all if observation.chosen is None else self._of_chosen
-        logits, refused = look(encoding, observation, reduced, context)
+        logits, refused = look(encoding, observation, context)
         return jnp.where(observation.mask, logits, -jnp.inf), self.critic(refused)
 
     def _of_all(
-        self,
-        encoding: Encoding,
-        observation: Observation,
-        reduced: Float[Array, "rows batches"],
-        context: Float[Array, "width"],
+        self, encoding: Encoding, observation: Observation, context: Float[Array, "width"]
     ) -> tuple[Float[Array, "actions"], Float[Array, "width"]]:
         """Logits of all actions, and what denying or stopping is judged by."""
         adaptive = observation.adaptive
@@ -157,7 +155,7 @@ class ActorCritic(nn.Module):
         joint = (
             context + users[:, None] + encoding.batches + pairs + self.step_pairs(observation.pairs)
         )
-        grants = self._scores(joint, reduced)
+        grants = self._scores(joint, observation.reduced)
         # Denying is about the one user and its best batch, stopping about all who are undecided.
         share = candidate / jnp.maximum(jnp.sum(candidate), 1)
         refused = context + share @ (users + jnp.max(joint, axis=1))
@@ -166,11 +164,7 @@ class ActorCritic(nn.Module):
         return jnp.concatenate([flat, reject] if adaptive else [reject, flat]), refused
 
     def _of_chosen(
-        self,
-        encoding: Encoding,
-        observation: Observation,
-        reduced: Float[Array, "rows 1"],
-        context: Float[Array, "width"],
+        self, encoding: Encoding, observation: Observation, context: Float[Array, "width"]
     ) -> tuple[Float[Array, "actions"], Float[Array, "width"]]:
         """The same from a look at the chosen pairs only.
 
@@ -181,7 +175,7 @@ class ActorCritic(nn.Module):
         pairs = self.keys["user"](encoding.users)[:, None] + encoding.batches + encoding.pairs
         flat = pairs.reshape(-1, pairs.shape[-1])
         joint = context + jnp.take(flat, chosen, axis=0) + self.step_pairs(observation.pairs[:, 0])
-        grants = self._scores(joint, reduced[:, 0])
+        grants = self._scores(joint, observation.reduced[:, 0])
         legal = jnp.take(observation.mask, chosen) & (jnp.arange(chosen.shape[0]) < flat.shape[0])
         share = jnp.where(legal, jnp.ones((), joint.dtype), 0)
         refused = context + share @ joint / jnp.maximum(jnp.sum(share), 1)
@@ -196,16 +190,13 @@ class ActorCritic(nn.Module):
         grants = self.score(joint)
         return grants + self.temperature * reduced if self.config.residual else grants
 
-    def _hidden(self, seen: Description | Observation) -> Any:
-        """With zeros where the network is blind."""
-        if isinstance(seen, Description):
-            blind = "pairs" in self.config.blind
-            return replace(seen, pairs=jnp.zeros_like(seen.pairs)) if blind else seen
+    def _shown(self, observation: Observation) -> Observation:
+        """With zeros in the columns that the network is blind for."""
         hidden = {name for sight in self.config.blind for name in _OF_SIGHT[sight]}
         if not hidden:
-            return seen
+            return observation
         shown = np.array([name not in hidden for name in STEP_FEATURES])
-        return replace(seen, pairs=jnp.where(shown, seen.pairs, 0))
+        return replace(observation, pairs=jnp.where(shown, observation.pairs, 0))
 
     def _narrowed(self, tree: Any) -> Any:
         """Floating inputs in the type that layers compute in."""

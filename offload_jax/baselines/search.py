@@ -111,17 +111,21 @@ def run(
         found = advance(instances, found, solver, rest)
 
 
+def one_round(search: Search, instances: Instance, found: Found, solver: Solver) -> Found:
+    """The state after the next round, which is counted."""
+    return replace(search.advance(instances, found, solver), round=found.round + 1)
+
+
 @cache
 def _compiled(search: Search) -> tuple[Callable[..., Found], Callable[..., Found]]:
     def next_round(instances: Instance, found: Found, solver: Solver, rest: Array) -> Found:
-        after = search.advance(instances, found, solver)
+        after = one_round(search, instances, found, solver)
         # With `rest`, what is found for one must not depend on how long others take.
         ended = rest & found.done
         return replace(
             after,
             best=jnp.where(ended, found.best, after.best),
             best_gain=jnp.where(ended, found.best_gain, after.best_gain),
-            round=found.round + 1,
         )
 
     return (

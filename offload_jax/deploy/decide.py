@@ -13,8 +13,8 @@ import numpy as np
 from offload_jax import schema
 from offload_jax.deploy.bundle import Bundle, open_bundle
 from offload_jax.deploy.physics import Effect, effect
-from offload_jax.deploy.ports import INPUTS, OUTPUTS, RANGED, draws, packed
-from offload_jax.deploy.runtimes import Runtime, open_runtime
+from offload_jax.deploy.ports import INPUTS, OUTPUTS, RANGED
+from offload_jax.deploy.runtimes import Runtime, open_runtime, run
 from offload_jax.documents import SchemaError
 from offload_jax.schema import Floats, InstanceRecord, Plan
 
@@ -197,13 +197,8 @@ class Decider:
         self, entry: str, records: Sequence[InstanceRecord], asks: Sequence[Ask], users: int
     ) -> list[Answer]:
         start = time.perf_counter()
-        width = next(size for size in self.runtime.batches(entry) if len(records) <= size)
-        filled = [*records, *[records[0]] * (width - len(records))]
-        arrays = packed(filled, users)
-        if entry == "best":
-            seeds = [ask.seed for ask in asks] + [0] * (width - len(records))
-            arrays.append(draws(seeds, users, self.samples))
-        outputs = self.runtime.call(entry, users, arrays)
+        seeds = [ask.seed for ask in asks]
+        outputs = run(self.runtime, entry, records, seeds, users, self.samples)
         seconds = time.perf_counter() - start
         self._last_s[entry] = seconds
         method = "adaptive greedy" if entry == "fallback" else f"policy {self.bundle.name}"

@@ -19,6 +19,8 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from offload_jax.deploy.bundle import TOGETHER, Bundle, BundleError, module_name
+from offload_jax.deploy.ports import draws, packed
+from offload_jax.schema import InstanceRecord
 
 Arrays = Sequence[np.ndarray]
 
@@ -35,6 +37,26 @@ class Runtime(Protocol):
 
     def call(self, entry: str, users: int, arrays: Arrays) -> list[np.ndarray]:
         """The outputs of an entry for inputs whose users are padded to `users`."""
+
+
+def run(
+    runtime: Runtime,
+    entry: str,
+    records: Sequence[InstanceRecord],
+    seeds: Sequence[int],
+    users: int,
+    samples: int,
+) -> list[np.ndarray]:
+    """An entry's outputs for instances padded to `users`, no more than a call takes.
+
+    The call is filled up to one of the numbers that it takes. `seeds` are of the samples of best.
+    """
+    width = next(size for size in runtime.batches(entry) if len(records) <= size)
+    missing = width - len(records)
+    arrays = packed([*records, *[records[0]] * missing], users)
+    if entry == "best":
+        arrays.append(draws([*seeds, *[0] * missing], users, samples))
+    return [x[: len(records)] for x in runtime.call(entry, users, arrays)]
 
 
 class JaxRuntime:

@@ -12,8 +12,8 @@ import numpy as np
 from offload_jax import schema
 from offload_jax.deploy.bundle import ENTRIES, Bundle
 from offload_jax.deploy.physics import effect
-from offload_jax.deploy.ports import OUTPUTS, draws, packed
-from offload_jax.deploy.runtimes import Runtime
+from offload_jax.deploy.ports import OUTPUTS
+from offload_jax.deploy.runtimes import Runtime, run
 from offload_jax.schema import InstanceRecord
 
 # Two ways to round the same numbers may decide a tie differently; such plans are worth the same.
@@ -42,16 +42,13 @@ def replay(bundle: Bundle, runtime: Runtime, entry: str, batch: int = 1) -> Repl
     """Runs every test vector, `batch` a call, padded to the smallest size that holds them."""
     assert entry in ENTRIES, entry
     same, flaws, farthest, seconds = 0, 0, 0.0, []
-    total = len(bundle.vectors)
-    for start in range(0, total, batch):
-        # The last call is filled up with the first vectors: programs have a fixed batch.
-        vectors = [bundle.vectors[(start + i) % total] for i in range(batch)]
+    for start in range(0, len(bundle.vectors), batch):
+        vectors = bundle.vectors[start : start + batch]
         records = [schema.parse_instances(vector["instance"])[0] for vector in vectors]
         began = time.perf_counter()
         answers = _run(bundle, runtime, entry, records, [vector["seed"] for vector in vectors])
         seconds.append(time.perf_counter() - began)
-        new = slice(total - start)
-        for record, found, vector in zip(records[new], answers[new], vectors[new], strict=True):
+        for record, found, vector in zip(records, answers, vectors, strict=True):
             wanted = vector["answers"][entry]
             keys = ("assignment", "integer_split")
             if all(np.array_equal(found[key], wanted[key]) for key in keys):
@@ -75,10 +72,7 @@ def _run(
 ) -> list[dict[str, Any]]:
     most = max(len(record.alpha) for record in records)
     users = next(size for size in bundle.sizes if most <= size)
-    arrays = packed(records, users)
-    if entry == "best":
-        arrays.append(draws(seeds, users, bundle.about["sizes"]["samples"]))
-    outputs = runtime.call(entry, users, arrays)
+    outputs = run(runtime, entry, records, seeds, users, bundle.about["sizes"]["samples"])
     return [
         {
             port.name: (x[i, : len(record.alpha)] if port.axes == "N" else x[i])
