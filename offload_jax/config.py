@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import difflib
 import re
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 from pydantic import Discriminator, TypeAdapter, ValidationError
@@ -209,16 +209,7 @@ def _refuse_unknown(settings: Any, record: type, source: str, path: str) -> None
     if not isinstance(settings, dict):
         what = path or "the file"
         raise ConfigError(f"{source}: {what} is {settings!r}; must be a mapping of settings")
-    parts = {
-        "scenario": None,
-        "env": EpisodeConfig,
-        "splits": SplitsConfig,
-        "network": NetworkConfig,
-        "learner": LearnerConfig,
-        "run": RunConfig,
-        "tracking": TrackingConfig,
-    }
-    types = {f.name: f.type for f in fields(record)}
+    types = get_type_hints(record)
     allowed = list(types)
     for key, value in settings.items():
         name = f"{path}.{key}" if path else str(key)
@@ -227,14 +218,23 @@ def _refuse_unknown(settings: Any, record: type, source: str, path: str) -> None
             raise ConfigError(
                 f"{source}: {name} is unknown; must be one of {', '.join(allowed)}{near}"
             )
-        if isinstance(value, bool) != (types[key] == "bool"):  # pydantic takes true for 1
-            wanted = "true or false" if types[key] == "bool" else "a number or a text"
+        if isinstance(value, bool) != (types[key] is bool):  # pydantic takes true for 1
+            wanted = "true or false" if types[key] is bool else "a number or a text"
             raise ConfigError(f"{source}: {name} is {value!r}; must be {wanted}")
-        if record is TrainConfig and key in parts:
-            _refuse_unknown(value, parts[key] or _scenario_class(value, source), source, name)
-        if record is MixtureScenario and key == "parts" and isinstance(value, list | tuple):
-            for i, part in enumerate(value):
-                _refuse_unknown(part, EdgeScenario, source, f"{name}.{i}")
+        for inner, of, where in _inside(types[key], value, source, name):
+            _refuse_unknown(inner, of, source, where)
+
+
+def _inside(kind: Any, value: Any, source: str, name: str) -> list[tuple[Any, type, str]]:
+    """The settings within a setting of some type: themselves, their record and their path."""
+    found = get_args(kind) or (kind,)
+    records = [each for each in found if isinstance(each, type) and is_dataclass(each)]
+    if get_origin(kind) is tuple:
+        parts = value if records and isinstance(value, list | tuple) else ()
+        return [(part, records[0], f"{name}.{i}") for i, part in enumerate(parts)]
+    if len(records) > 1:
+        return [(value, _scenario_class(value, source), name)]
+    return [(value, record, name) for record in records]
 
 
 def _scenario_class(settings: Any, source: str) -> type:

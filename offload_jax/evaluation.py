@@ -277,11 +277,8 @@ def _summary(method: str, cell: str, parts: list[_Found]) -> Row:
 
 # What training measures its gap against: {kind of scenario: (method, what to call it)}.
 # A gap to a rule that is not optimal can fall below 0.
-_REFERENCES = {
-    "paper": ("top-b", "optimum (top-b)"),
-    "edge": ("reduced-greedy", "plan of reduced-greedy"),
-    "mixture": ("reduced-greedy", "plan of reduced-greedy"),
-}
+_RULE = ("reduced-greedy", "plan of reduced-greedy")
+_REFERENCES = {"paper": ("top-b", "optimum (top-b)"), "edge": _RULE, "mixture": _RULE}
 
 
 def _reference(scenario: Scenario, solver: Solver) -> tuple[str, str]:

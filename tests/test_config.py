@@ -33,7 +33,15 @@ from offload_jax.config import ConfigError, load_config, parse_config, presets, 
         ),
         (
             "scenario: {kind: mixture, parts: [{}, {batches: 4}]}",
-            r"scenario\.parts\.batches is 4; must be the same in all parts \(6\)",
+            r"scenario\.parts\.1\.batches is 4; must be 6, as in all parts",
+        ),
+        (
+            "scenario: {kind: mixture, parts: [{}, {budget: -1}]}",
+            r"scenario\.parts\.1\.budget is -1\.0; must be at least 0",
+        ),
+        (
+            "scenario: {kind: mixture, parts: {budget: 1}}",
+            r"scenario\.parts is \{'budget': 1\}; input should be a valid tuple",
         ),
         ("scenario: {kind: mixture, parts: []}", r"scenario\.parts is \(\); must be at least one"),
         ("scenario: {kind: mixture, weights: [0]}", r"scenario\.weights is \(0\.0,\); must be 1 w"),

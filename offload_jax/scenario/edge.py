@@ -58,9 +58,9 @@ class EdgeScenario:
     def num_batches(self) -> int:
         return self.batches
 
-    def validate(self) -> None:
-        """Raises ValueError naming the field, what is wrong and what is allowed."""
-        check = Checks(self, "scenario")
+    def validate(self, path: str = "scenario") -> None:
+        """Raises ValueError naming the field (below `path`), what is wrong and what is allowed."""
+        check = Checks(self, path)
         check.tuples_of_counts("num_users", "demand")
         check.counts("batches", "servers", "models", "steps")
         check.positive("step_slope", "payload", "bandwidth", "capacity_factor")

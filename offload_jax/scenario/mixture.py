@@ -38,19 +38,19 @@ class MixtureScenario:
 
     def validate(self) -> None:
         """Raises ValueError naming the field, what is wrong and what is allowed."""
-        check, first = Checks(self, "scenario"), self.parts[:1]
-        check.require(bool(first), "parts", "at least one edge scenario")
-        for part in self.parts:
-            part.validate()
-            for name in ("batches", "servers"):
-                Checks(part, "scenario.parts").require(
-                    getattr(part, name) == getattr(first[0], name),
-                    name,
-                    f"the same in all parts ({getattr(first[0], name)})",
-                )
-        good = len(self.weights) == len(self.parts) and min(self.weights, default=0) >= 0
-        good = not self.weights or (good and sum(self.weights) > 0)
-        check.require(good, "weights", f"{len(self.parts)} weights >= 0, not all 0, or none")
+        check = Checks(self, "scenario")
+        check.require(bool(self.parts), "parts", "at least one edge scenario")
+        for i, part in enumerate(self.parts):
+            part.validate(f"scenario.parts.{i}")
+            for name in ("batches", "servers"):  # the shapes of instances
+                wanted = getattr(self.parts[0], name)
+                alike = getattr(part, name) == wanted
+                mine = Checks(part, f"scenario.parts.{i}")
+                mine.require(alike, name, f"{wanted}, as in all parts")
+        if self.weights:
+            good = len(self.weights) == len(self.parts)
+            good = good and min(self.weights) >= 0 and sum(self.weights) > 0
+            check.require(good, "weights", f"{len(self.parts)} weights >= 0, not all 0, or none")
 
     def hard_cells(self) -> list[str]:
         """All of them, as for edge scenarios."""
