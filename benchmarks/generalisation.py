@@ -8,22 +8,24 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import numpy as np
 import tyro
 
-from benchmarks import suite
+from benchmarks import parts, suite
 from offload_jax import runs
 from offload_jax.charts import COLOURS, new_figure, save, styles
-from offload_jax.documents import replace_file
+from offload_jax.config import ConfigError
 from offload_jax.evaluation import Decider, compare, deciders
 from offload_jax.learner import sample_instances
+from offload_jax.saved import CheckpointError
 from offload_jax.scenario import EdgeScenario
+from offload_jax.shipped import PolicyError
 
 OUT = Path(__file__).resolve().parents[1] / "benchmarks" / "results" / "generalisation.json"
 INSTANCES = 128
@@ -66,79 +68,62 @@ AXES = {
 class Arguments:
     """Measure policies at sites that they were not trained for, and draw the gaps."""
 
+    axes: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    """What to change: users, budget, share, similarity_home, batches. Default: each in turn."""
     policies: tuple[str, ...] = ("edge",)
-    """Shipped policies, policy folders or run directories; runs of one variant differ by -SEED."""
-    axes: tuple[str, ...] = tuple(AXES)
-    """What to change: users, budget, share, similarity_home, batches."""
+    """Shipped policies, policy folders or run directories."""
     out: Path = OUT
-    """JSON file to write, its table (.md) and picture (.png) beside it; other axes stay in it."""
+    """JSON file to write, its tables (.md) and picture (.png) beside it. Axes that it has already,
+    and that are not measured, stay in it."""
 
 
 def main(words: Sequence[str] | None = None) -> int:
     """0 good, 2 refused."""
     parsed = tyro.cli(Arguments, args=words, prog="python -m benchmarks.generalisation")
-    if strange := [name for name in parsed.axes if name not in AXES]:
-        print(f"error: axes has {strange[0]!r}; must be among {', '.join(AXES)}", file=sys.stderr)
+    try:
+        methods = deciders_of(parsed.policies)
+    except (ConfigError, PolicyError, CheckpointError) as error:
+        print(f"error: {error}", file=sys.stderr)
         return 2
-    found: dict[str, Any] = {}
-    if parsed.out.exists():
+    status = parts.main(parsed.axes, parsed.out, {name: _part(name, methods) for name in AXES})
+    if status == 0:
         found = json.loads(parsed.out.read_text(encoding="utf-8"))
-    for name in parsed.axes:
-        rows = []
-        for row in measured(name, parsed.policies):
-            print(f"{name} {row['value']:g}: {_told(row['gap'])}", flush=True)
-            rows.append(row)
-        found[name] = {"provenance": suite.provenance(), "rows": rows}
-        replace_file(parsed.out, json.dumps(found, indent=1) + "\n")
-    replace_file(parsed.out.with_suffix(".md"), table(found))
-    save(picture(found), parsed.out.with_suffix(".png"))
-    return 0
+        save(picture(found), parsed.out.with_suffix(".png"))
+    return status
 
 
-def _told(gaps: Mapping[str, float]) -> str:
-    return ", ".join(f"{name} {100 * gap:.2f} %" for name, gap in gaps.items())
+def _part(name: str, methods: Mapping[str, Decider]) -> Callable[[], Iterator[suite.Row]]:
+    """The axis as a part of the benchmark; its text stands above its table."""
+    axis = AXES[name]
+    low, high = (f"{value:g}" for value in axis.trained)
+
+    def part() -> Iterator[suite.Row]:
+        return measured(name, methods)
+
+    part.__doc__ = f"{axis.label}; trained with {low if low == high else f'{low} to {high}'}."
+    return part
 
 
-def measured(name: str, policies: Sequence[str]) -> Iterator[suite.Row]:
+def measured(name: str, methods: Mapping[str, Decider]) -> Iterator[suite.Row]:
     """Mean gaps of policies and rules at every value of an axis."""
-    methods = _deciders(policies)
     for value in AXES[name].values:
         scenario = AXES[name].scenario(name, value)
         instances = sample_instances(scenario, jax.random.key(1), INSTANCES)
-        compared = compare({"all": instances}, methods)
-        gaps = {row.method: row.gap_mean for row in compared.rows if row.method not in SEARCHES}
-        yield {"value": value, "instances": INSTANCES, "gap": gaps}
+        compared = compare({"all": instances}, dict(methods))
+        gaps = {f"gap_{row.method}": row.gap_mean for row in compared.rows}
+        shown = {key: gap for key, gap in gaps.items() if key.removeprefix("gap_") not in SEARCHES}
+        yield {name: value, "instances": INSTANCES, **shown}
 
 
-def _deciders(policies: Sequence[str]) -> dict[str, Decider]:
+def deciders_of(policies: Sequence[str]) -> dict[str, Decider]:
+    """Rules, searches, and the policies, each greedy and the best of 16."""
     key = jax.random.key(0)
     found = deciders(None, (), key, (*RULES, *SEARCHES))
     for source in policies:
-        policy = runs.load_policy(source)
-        mine = deciders(policy, (1, 16), key, ())
+        mine = deciders(runs.load_policy(source), (1, 16), key, ())
         name = Path(source).name
         found |= {f"{name}, {how.removeprefix('policy, ')}": each for how, each in mine.items()}
     return found
-
-
-def table(found: Mapping[str, Any]) -> str:
-    """A table for each axis; values within the training range are bold."""
-    texts = []
-    for name, axis in AXES.items():
-        if name not in found:
-            continue
-        rows = found[name]["rows"]
-        methods = list(rows[0]["gap"])
-        lines = [f"| {axis.label} | " + " | ".join(f"{m} %" for m in methods) + " |"]
-        lines.append("|---:" * (len(methods) + 1) + "|")
-        for row in rows:
-            low, high = axis.trained
-            value = f"{row['value']:g}"
-            value = f"**{value}**" if low <= row["value"] <= high else value
-            gaps = " | ".join(f"{100 * gap:.2f}" for gap in row["gap"].values())
-            lines.append(f"| {value} | {gaps} |")
-        texts.append("\n".join(lines))
-    return "\n\n".join(texts) + "\n"
 
 
 def picture(found: Mapping[str, Any]) -> Any:
@@ -149,11 +134,11 @@ def picture(found: Mapping[str, Any]) -> Any:
     flat = list(np.ravel(axes))
     for panel, name in zip(flat, names, strict=False):
         axis, points = AXES[name], found[name]["rows"]
-        values = np.array([point["value"] for point in points], float)
-        look = styles(list(points[0]["gap"]))
+        values = np.array([point[name] for point in points], float)
+        look = styles([key for key in points[0] if key.startswith("gap_")])
         for method, style in look.items():
-            gaps = 100 * np.maximum([point["gap"][method] for point in points], 1e-4)
-            panel.plot(values, gaps, label=method, lw=1.2, **style)
+            gaps = 100 * np.maximum([point[method] for point in points], 1e-4)
+            panel.plot(values, gaps, label=method.removeprefix("gap_"), lw=1.2, **style)
         low, high = axis.trained
         margin = 0.01 * np.ptp(values)
         panel.axvspan(low - margin, high + margin, color=COLOURS[0], alpha=0.12, lw=0)

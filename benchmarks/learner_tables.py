@@ -22,7 +22,6 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
         "shared", "without reduced gains", "without prices", "without pairs", "without residual",
     ),
 }  # fmt: skip
-TRAJECTORIES = 512  # of an update
 
 
 def write_pages(document: Document, out: Path) -> None:
@@ -54,7 +53,7 @@ def table(document: Document, found: Mapping[str, Sequence[Document]]) -> str:
     ]
     for name, runs in found.items():
         cost = 1e3 * document["update_s"][name]
-        count = TRAJECTORIES * runs[0]["updates"]
+        count = runs[0]["trajectories"]
         greedy, sampled = (_spread([run[key] for run in runs]) for key in ("greedy", "sampled"))
         lines.append(f"| {name} | {len(runs)} | {count:,} | {greedy} | {sampled} | {cost:,.0f} |")
     return "\n".join(lines) + "\n"
@@ -73,7 +72,8 @@ def curves(document: Document, found: Mapping[str, Sequence[Document]]) -> Any:
         update = np.array([point["update"] for point in runs[0]["curve"]])
         gaps = 100 * np.array([[point["gap"] for point in run["curve"]] for run in runs])
         color = look[name]["color"]
-        scales = (document["update_s"][name] / 60, TRAJECTORIES / 1e6)
+        trajectories = runs[0]["trajectories"] / runs[0]["updates"]
+        scales = (document["update_s"][name] / 60, trajectories / 1e6)
         for axes, scale in zip(both, scales, strict=True):
             axes.plot(scale * update, gaps.mean(axis=0), label=name, lw=1.3, **look[name])
             axes.fill_between(scale * update, gaps.min(0), gaps.max(0), color=color, alpha=0.15)

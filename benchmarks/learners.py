@@ -13,12 +13,12 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from threading import Lock
+from threading import RLock
 from typing import Annotated, Any
 
 import jax
@@ -93,7 +93,7 @@ class Arguments:
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """0 good, 2 refused."""
+    """0 good, 2 refused, 130 stopped."""
     parsed = tyro.cli(Arguments, args=words, prog="python -m benchmarks.learners")
     names = parsed.variants or tuple(VARIANTS)
     try:
@@ -106,26 +106,48 @@ def main(words: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     book.time_updates(names)
-    wanted = [(seed, name) for seed in parsed.seeds for name in names]  # a whole round first
-    wanted = [(seed, name) for seed, name in wanted if book.run_of(name, seed) is None]
-    cores = np.array_split(sorted(os.sched_getaffinity(0)), parsed.workers)
-    free = list(cores)
-
-    def work(seed: int, name: str) -> None:
-        own = free.pop()
-        os.sched_setaffinity(0, [int(core) for core in own])  # this thread's and its children's
-        try:
-            train(book, name, seed, parsed.runs / f"{name.replace(' ', '-')}-{seed}")
-        finally:
-            free.append(own)
-
-    with ThreadPoolExecutor(parsed.workers) as pool:
-        for done in as_completed([pool.submit(work, seed, name) for seed, name in wanted]):
-            done.result()
+    wanted = [(name, seed) for seed in parsed.seeds for name in names]  # a whole round first
+    wanted = [(name, seed) for name, seed in wanted if book.run_of(name, seed) is None]
+    try:
+        for _ in trained(book, wanted, parsed.runs, parsed.workers):
             judge(book, parsed.runs)
+            write_pages(book.document, parsed.out)
+    except (KeyboardInterrupt, subprocess.CalledProcessError) as error:
+        print(f"stopped: {error or 'Ctrl-C'}\nthe same command goes on", file=sys.stderr)
+        return 130
     judge(book, parsed.runs)
     write_pages(book.document, parsed.out)
     return 0
+
+
+def trained(
+    book: Book, wanted: Sequence[tuple[str, int]], folder: Path, workers: int
+) -> Iterator[None]:
+    """Runs of variants and seeds, so many at once, each on its own share of the cores."""
+    pin = hasattr(os, "sched_setaffinity")  # not on every system
+    cores = sorted(os.sched_getaffinity(0)) if pin else []
+    free = [own.tolist() for own in np.array_split(cores, workers)]
+
+    def work(name: str, seed: int) -> None:
+        own = free.pop()
+        if pin:
+            os.sched_setaffinity(0, own)  # this thread's and its children's
+        try:
+            train(book, name, seed, folder_of(folder, name, seed))
+        finally:
+            free.append(own)
+
+    pool = ThreadPoolExecutor(workers)
+    try:
+        for done in as_completed([pool.submit(work, *one) for one in wanted]):
+            yield done.result()
+    finally:
+        pool.shutdown(cancel_futures=True)  # those that have not begun
+
+
+def folder_of(folder: Path, name: str, seed: int) -> Path:
+    """The run directory of a variant and a seed."""
+    return folder / f"{name.replace(' ', '-')}-{seed}"
 
 
 class Book:
@@ -133,7 +155,7 @@ class Book:
 
     def __init__(self, path: Path, minutes: float) -> None:
         """Raises UsageError where the file's runs had another length."""
-        self.path, self._lock = path, Lock()
+        self.path, self._lock = path, RLock()
         empty = {"minutes": minutes, "common": list(COMMON), "update_s": {}, "runs": []}
         found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else empty
         if found["minutes"] != minutes:
@@ -171,7 +193,8 @@ class Book:
             self.save()
 
     def save(self) -> None:
-        replace_file(self.path, json.dumps(self.document, indent=1) + "\n")
+        with self._lock:
+            replace_file(self.path, json.dumps(self.document, indent=1) + "\n")
 
 
 def config_of(name: str) -> TrainConfig:
@@ -204,7 +227,7 @@ def _update(learner: Learner, state: LearnerState) -> LearnerState:
 
 def train(book: Book, name: str, seed: int, folder: Path) -> None:
     """A run, or the rest of one, by `train.py` in a process of its own; its curve to the book."""
-    updates = book.updates_of(name)
+    updates, size = book.updates_of(name), config_of(name).learner
     every = str(max(updates // EVALUATIONS, 1))
     words = [*COMMON, *VARIANTS[name], *_QUIET, "--learner.updates", str(updates)]
     words += ["--run.eval-every", every, "--run.log-every", every, "--seed", str(seed)]
@@ -219,6 +242,7 @@ def train(book: Book, name: str, seed: int, folder: Path) -> None:
             "variant": name,
             "seed": seed,
             "updates": updates,
+            "trajectories": updates * size.instances * size.samples,
             "curve": curve,  # to the plans of reduced-greedy, 512 instances
             "provenance": suite.provenance(),
         }
@@ -231,10 +255,10 @@ def judge(book: Book, folder: Path) -> None:
     testset = testsets.load("edge")
     instances, best = testset.on_device(), testset.gains
     for run in book.document["runs"]:
-        name = f"{run['variant'].replace(' ', '-')}-{run['seed']}"
-        if "greedy" in run or not (folder / name).is_dir():
+        mine = folder_of(folder, run["variant"], run["seed"])
+        if "greedy" in run or not mine.is_dir():
             continue
-        policy = runs.load_policy(folder / name, "latest").replace(temperature=TEMPERATURE)
+        policy = runs.load_policy(mine, "latest").replace(temperature=TEMPERATURE)
         for key, samples in (("greedy", 1), ("sampled", SAMPLES)):
             _, gains = best_of(policy, instances, samples, jax.random.key(0))
             run[key] = float(np.mean(model.gap(best, gains)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +20,8 @@ def document() -> dict:
 
     def run(variant, seed, greedy):
         curve = [{"update": u, "gap": g} for u, g in ((10, 0.02), (20, 0.01 + seed / 1000))]
-        return {"variant": variant, "seed": seed, "updates": 20, "curve": curve,
-                "greedy": greedy, "sampled": greedy / 2}  # fmt: skip
+        return {"variant": variant, "seed": seed, "updates": 20, "trajectories": 10_240,
+                "curve": curve, "greedy": greedy, "sampled": greedy / 2}  # fmt: skip
 
     runs = [run("shared", 0, 0.012), run("shared", 1, 0.016), run("critic", 0, 0.03)]
     return {"minutes": 1.0, "common": [], "update_s": {"shared": 3.0, "critic": 2.5}, "runs": runs}
@@ -57,23 +58,31 @@ def test_runs_of_another_length_are_refused(tmp_path, capsys) -> None:
     assert learners.main(["best", "--out", str(out)]) == 2
     assert "variants has 'best'; must be among shared, critic" in capsys.readouterr().err
     book = learners.Book(out, 1.0)
+    with pytest.raises(subprocess.CalledProcessError):  # the run's own error ends all of them
+        list(learners.trained(book, [("critic", 1), ("critic", 2)], out, 1))
+    assert book.run_of("critic", 2) is None
     assert book.updates_of("shared") == 20
     assert book.run_of("critic", 0)["greedy"] == 0.03
     assert book.run_of("critic", 1) is None
 
 
 @pytest.mark.fast
-def test_axes_and_tables_of_generalisation(tmp_path, capsys) -> None:
+def test_axes_of_generalisation(tmp_path, capsys, monkeypatch) -> None:
+    """Sites that exist, a table and a picture of what was measured, and refusals before that."""
     for name, axis in generalisation.AXES.items():
         for value in axis.values:
             axis.scenario(name, value).validate()
-    rows = [{"value": v, "gap": {"edge, greedy": v / 1000}} for v in (4.0, 16.0)]
-    found = {"users": {"rows": rows}}
-    assert "| 4 | 0.40 |" in generalisation.table(found)
-    assert "| **16** | 1.60 |" in generalisation.table(found)
-    generalisation.picture(found).savefig(tmp_path / "picture.png")
-    assert generalisation.main(["--axes", "weather"]) == 2
-    assert "axes has 'weather'; must be among users, budget" in capsys.readouterr().err
+    rows = [{"users": v, "instances": 8, "gap_edge, greedy": v / 1000} for v in (4, 16)]
+    monkeypatch.setattr(generalisation, "measured", lambda name, deciders: iter(rows))
+    out = tmp_path / "sites.json"
+    assert generalisation.main(["users", "--out", str(out)]) == 0
+    assert "| 16 | 8 | 1.6 |" in out.with_suffix(".md").read_text()
+    assert "trained with 8 to 24" in out.with_suffix(".md").read_text()
+    assert out.with_suffix(".png").stat().st_size > 10_000
+    assert generalisation.main(["weather", "--out", str(out)]) == 2
+    assert "parts has 'weather'; must be among users, budget" in capsys.readouterr().err
+    assert generalisation.main(["--policies", "nobody", "--out", str(out)]) == 2
+    assert "nobody" in capsys.readouterr().err
 
 
 def test_the_agent_of_the_paper(tmp_path, monkeypatch, capsys) -> None:
