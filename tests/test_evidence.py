@@ -88,29 +88,28 @@ def test_axes_of_generalisation(tmp_path, capsys, monkeypatch) -> None:
 def test_the_agent_of_the_paper(tmp_path, monkeypatch, capsys) -> None:
     """A short training: rewards, memories, a value that a full batch cannot have, and its rows."""
     pytest.importorskip("flashbax", reason="needs pip install 'offload-jax[bench]'")
-    from benchmarks import per_dqn
+    from benchmarks import per_dqn, per_dqn_agent
     from offload_jax.scenario import PaperScenario
     from offload_jax.value import evaluate
 
     cell = PaperScenario(num_users=(4,), edge_gpus=(8,))
     pool = per_dqn.pool_of(cell, 0, "fixed")
-    agent = per_dqn.begin(pool, jax.random.key(0))
-    final, items = per_dqn.play(agent.params, pool, jnp.int32(0), 1.0, jax.random.key(1))
+    agent = per_dqn_agent.begin(pool, jax.random.key(0))
+    outcome, items = per_dqn_agent.play(agent.params, pool, jnp.int32(0), 1.0, jax.random.key(1))
     alone = jax.tree.map(lambda x: x[..., 0], pool)
-    worth = float(evaluate(alone, final.assignment).objective)
+    worth = float(evaluate(alone, items.action).objective)
+    assert float(outcome.objective) == pytest.approx(worth, rel=1e-5)
     assert float(jnp.sum(items.reward)) == pytest.approx(0.1 * worth, rel=1e-5)
     np.testing.assert_array_equal(items.user, np.arange(4))
-    np.testing.assert_array_equal(items.action == 1, np.asarray(final.assignment) > 0)
     small = PaperScenario(num_users=(4,), edge_gpus=(8,), capacity=2)
     full = per_dqn.pool_of(small, 0, "fixed")
     granted = jnp.array([True, True, False, False])
-    found = per_dqn.values(agent.params, full, jnp.int32(0), jnp.int32(2), granted)
+    found = per_dqn_agent.values(agent.params, full, jnp.int32(0), jnp.int32(2), granted)
     assert np.isfinite(found[0])
     assert found[1] == -np.inf
 
-    monkeypatch.setattr(per_dqn, "WARM_UP", 20)
-    monkeypatch.setattr(per_dqn, "CHUNK", 10)
-    monkeypatch.setattr(per_dqn, "CAPACITY", 64)
+    monkeypatch.setattr(per_dqn_agent, "WARM_UP", 20)
+    monkeypatch.setattr(per_dqn_agent, "CHUNK", 10)
     monkeypatch.setattr(per_dqn, "FRESH", 8)
     out = tmp_path / "per_dqn.json"
     words = ["--users", "4", "--episodes", "20", "--out", str(out)]
@@ -122,3 +121,7 @@ def test_the_agent_of_the_paper(tmp_path, monkeypatch, capsys) -> None:
     capsys.readouterr()
     assert per_dqn.main(words) == 0  # nothing is trained again
     assert "episode" not in capsys.readouterr().out
+    assert per_dqn.main(["--users", "21"]) == 2
+    assert "users is (21,); must be numbers in 2..20" in capsys.readouterr().err
+    assert per_dqn.main(["--episodes", "15"]) == 2
+    assert "episodes is 15; must be a multiple of 10" in capsys.readouterr().err

@@ -77,8 +77,8 @@ Decides for the scenario below in {config.env.order} order; samples are drawn at
 
 ## Limits
 
-Gaps are those of the scenario it was trained for. It runs for any number of users, batches and
-servers, but how good its plans are elsewhere has to be measured: `python eval.py --policy {name}`.
+Gaps are those of the instances named above. It runs for any number of users, batches and servers,
+but how good its plans are elsewhere has to be measured: `python eval.py --policy {name}`.
 {note}
 
 ## Training
