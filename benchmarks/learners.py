@@ -105,15 +105,15 @@ def main(words: Sequence[str] | None = None) -> int:
     except suite.UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    book.time_updates(names)
     wanted = [(name, seed) for seed in parsed.seeds for name in names]  # a whole round first
     wanted = [(name, seed) for name, seed in wanted if book.run_of(name, seed) is None]
     try:
+        book.time_updates(names)
         for _ in trained(book, wanted, parsed.runs, parsed.workers):
             judge(book, parsed.runs)
             write_pages(book.document, parsed.out)
     except (KeyboardInterrupt, subprocess.CalledProcessError) as error:
-        print(f"stopped: {error or 'Ctrl-C'}\nthe same command goes on", file=sys.stderr)
+        print(f"stopped: {str(error) or 'Ctrl-C'}\nthe same command goes on", file=sys.stderr)
         return 130
     judge(book, parsed.runs)
     write_pages(book.document, parsed.out)

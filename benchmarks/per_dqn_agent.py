@@ -1,9 +1,9 @@
 """PER-DQN as the public reference implementation of arXiv 2411.15781 has it, in our environment.
 
 Two prioritised memories, of decisions that others follow and of last ones. What we do not know of
-it is ours: how exploration cools, the exponents of priorities and of importance weights, and an update
-for every decision. An episode here has N decisions, denials where the batch is full; there it ends
-when it is full.
+it is ours: how exploration cools, the exponents of priorities and of importance weights, and an
+update for every decision. An episode here has N decisions, denials where the batch is full; there
+it ends when it is full.
 """
 
 from __future__ import annotations

@@ -72,6 +72,6 @@ def _table(found: list[tuple[str, Replay]]) -> Table:
             elsewhere,
             str(row.flaws),
             f"{row.first_s:.2f} s",
-            f"{row.median_s * 1e3:.2f} ms",
+            "-" if row.median_s is None else f"{row.median_s * 1e3:.2f} ms",
         )
     return table

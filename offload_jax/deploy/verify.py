@@ -31,7 +31,7 @@ class Replay:
     farthest: float  # difference of the objective elsewhere, as a share of it
     flaws: int  # plans that break a constraint
     first_s: float  # of the first call
-    median_s: float  # of the others
+    median_s: float | None  # of the others, where there were any
 
     @property
     def good(self) -> bool:
@@ -59,7 +59,7 @@ def replay(bundle: Bundle, runtime: Runtime, entry: str, batch: int = 1) -> Repl
             done = effect(record, *(found[key].astype(int) for key in keys))
             flaws += bool(done.flaws)
     first, *others = seconds
-    later = float(np.median(others or seconds))
+    later = float(np.median(others)) if others else None
     return Replay(entry, batch, len(bundle.vectors), same, farthest, flaws, first, later)
 
 
