@@ -33,7 +33,7 @@ from offload_jax.scenario import Scenario, from_settings
 
 FORMAT, VERSION = "offload-jax/testset", 1
 FOLDER = Path(__file__).parent / "data"  # looked up at every call
-# Of the shipped sets: preset of scenario.py, and number of instances.
+# Of the shipped sets: preset of `scenario`, and number of instances.
 SHIPPED = {"edge": ("edge", 512), "edge_large": ("edge_large", 64)}
 # Gains this near to each other are the same, as a share: what float32 leaves of a plan's gain.
 SAME = 1e-6
