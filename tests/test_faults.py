@@ -47,6 +47,19 @@ def test_a_wrong_gradient_is_named(monkeypatch) -> None:
     assert told.startswith("gradient of params/")
 
 
+def test_a_wrong_gradient_of_imitation_is_named(monkeypatch) -> None:
+    """It is looked for in the loss that was trained, and not in another objective's."""
+
+    def imitation(logits, wanted):
+        return real(logits, wanted) + jnp.sqrt(jnp.sum(0 * jnp.where(wanted, logits, 0)))
+
+    real = losses.imitation
+    monkeypatch.setattr(losses, "imitation", imitation)
+    config = replace(CONFIG, learner=replace(CONFIG.learner, objective="imitation"))
+    told = faults.explain(config.to_learner(), runs.initial_state(config))
+    assert told.startswith("gradient of params/")
+
+
 @pytest.fixture(scope="module")
 def faulty() -> Iterator[TrainConfig]:
     """In some updates the waiting time of user 2 of instance 1 is no number."""

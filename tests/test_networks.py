@@ -27,7 +27,7 @@ from episodes import (
 from offload_jax.env import EnvConfig, num_actions, reset
 from offload_jax.features import STEP_FEATURES, describe, observe
 from offload_jax.instance import pad_users, toy
-from offload_jax.networks import ActorCritic, NetworkConfig
+from offload_jax.networks import UNSEEN, ActorCritic, NetworkConfig
 from offload_jax.scenario import EdgeScenario
 
 NETWORK = ActorCritic(NetworkConfig(width=16, layers=2, heads=4))
@@ -253,6 +253,25 @@ def test_sizes_are_checked():
         unchecked(NetworkConfig(), blind=("price",)).validate()
     with pytest.raises(ValueError, match=r"network\.residual is True; must be false with network"):
         NetworkConfig(blind=("reduced-gains",)).validate()
+
+
+def test_candidates_have_the_logits_that_they_have_among_all(params):
+    """The others are legal and never taken, at whatever temperature."""
+    few = ENVS["candidates"]
+    instance, state = middle(few)
+    some, all_of_them = (
+        np.asarray(outputs(params, instance, state, env)[0]) for env in (few, ENVS["adaptive"])
+    )
+    observation = observe(instance, state, few)
+    chosen = np.asarray(observation.chosen)
+    chosen = chosen[np.asarray(observation.mask)[chosen]]
+    assert len(chosen) == few.candidates
+    np.testing.assert_allclose(some[chosen], all_of_them[chosen], rtol=1e-4, atol=1e-5)
+    others = np.isfinite(some[:-1])
+    others[chosen] = False
+    assert others.any()
+    seen = np.append(some[chosen], some[-1])
+    np.testing.assert_allclose(some[:-1][others], seen.min() + UNSEEN, rtol=1e-5)
 
 
 @pytest.mark.parametrize("sight", ["reduced-gains", "prices", "pairs"])
