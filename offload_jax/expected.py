@@ -1,4 +1,4 @@
-"""What a policy's probabilities are worth: the gradient through the convex layer (formulation 9).
+"""What a policy's probabilities are worth: the gradient through the convex layer.
 
 The probabilities with which a policy decides every user are a soft assignment p, and V(p) is what
 that is worth with its optimal splits (`soft`). Unlike a policy gradient, its gradient has no noise
@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from offload_jax.features import Observation, local_time
+from offload_jax.features import Observation
 from offload_jax.instance import Instance
 from offload_jax.rollout import repeat
 from offload_jax.soft import soft_evaluate
@@ -19,7 +19,7 @@ from offload_jax.types import Status
 from offload_jax.value import Solver
 
 # Of expected images above capacities, as a share of all images and in units of the best gain: twice
-# what an average image can gain, so that it never pays to hope for room.
+# what an image gains on average, so that hoping for room seldom pays.
 OVERLOAD = 2.0
 
 
@@ -46,13 +46,12 @@ def expected_loss(
     instances: Instance,
     observation: Observation,
     logits: Float[Array, "steps instances samples actions"],
-    gains: Float[Array, "instances samples"],
+    unit: Float[Array, "instances"],
     solver: Solver,
 ) -> Float[Array, "instances drawn"]:
-    """(V_deny - V(p)) in units of each instance's best gain, and the price of expected overload.
+    """(V_deny - V(p)) in each instance's unit (s), and the price of expected overload.
 
-    `gains` (s) are those of the recorded trajectories. Where the layer's status is not solved the
-    loss is 0. In adaptive order there is one sample.
+    Where the layer's status is not solved the loss is 0. In adaptive order there is one sample.
     """
     chances = soft_assignment(observation, logits)
     count, samples = chances.shape[2:]
@@ -60,7 +59,6 @@ def expected_loss(
         repeat(instances, samples), chances.reshape(*chances.shape[:2], -1), solver
     )
     demand = jnp.sum(jnp.where(instances.mask, instances.demand, 0), axis=0)
-    unit = jnp.maximum(jnp.max(gains, axis=1), 0.01 * local_time(instances))
     gain, overload, solved = (
         x.reshape(count, samples)
         for x in (

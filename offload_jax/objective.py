@@ -43,9 +43,7 @@ def advantages(
         return None
     shape = batch.reward.shape[1:]
     gains = final.gain.reshape(shape)
-    # An instance's best sample estimates its optimum, so advantages are differences of its gap.
-    floor = 0.01 * local_time(instances)[:, None]
-    scale = jnp.maximum(jnp.max(gains, axis=1, keepdims=True), floor)
+    scale = best_gain(instances, gains)[:, None]
     if learner.config.baseline == "shared":
         advantage = jax.vmap(losses.leave_one_out)(gains / scale)
         advantage = jnp.broadcast_to(advantage, batch.reward.shape)
@@ -61,6 +59,17 @@ def advantages(
     raw, target = over_streams(batch.reward / unit, batch.value, batch.real)
     users = model.num_real_users(instances)[:, None]
     return Targets(advantage=raw * 10 * unit * users / scale, value=target)
+
+
+def best_gain(
+    instances: Instance, gains: Float[Array, "instances samples"]
+) -> Float[Array, "instances"]:
+    """The unit of what is learned (s): differences in it are differences of the gap.
+
+    An instance's best sample estimates its optimum; where nothing is gained it is no less than a
+    hundredth of an all-local run.
+    """
+    return jnp.maximum(jnp.max(gains, axis=1), 0.01 * local_time(instances))
 
 
 def loss(
@@ -129,7 +138,8 @@ def _layer_loss(
     """-V(p) of the probabilities of the recorded decisions, the mean over all devices' samples."""
     users = model.num_real_users(instances)
     gains = jnp.sum(batch.reward, axis=0) * 10 * users[:, None]
-    each = expected_loss(instances, batch.observation, logits, gains, learner.env.solver)
+    unit = best_gain(instances, gains)
+    each = expected_loss(instances, batch.observation, logits, unit, learner.env.solver)
     return jnp.sum(each) / learner.devices.sum(jnp.sum(jnp.ones_like(each)))
 
 

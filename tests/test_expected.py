@@ -16,7 +16,7 @@ from offload_jax import learner as learning
 from offload_jax.config import ConfigError, parse_config
 from offload_jax.env import EnvConfig, reset
 from offload_jax.expected import OVERLOAD, expected_loss, soft_assignment
-from offload_jax.features import local_time, observe
+from offload_jax.features import observe
 from offload_jax.hyperparameters import Learner, LearnerConfig
 from offload_jax.networks import NetworkConfig
 from offload_jax.rollout import split_samples
@@ -74,12 +74,11 @@ def test_a_certain_policy_is_worth_its_plan() -> None:
     plan = np.random.default_rng(1).integers(0, CHOICES, instances.mask.shape)
     plan = np.where(instances.mask, plan, 0)
     taken = plan[:, :, None, None] == np.arange(CHOICES)
-    gains = jnp.full((COUNT, 1), 3.0)
-    found = expected_loss(instances, seen, jnp.where(taken, 60.0, 0.0), gains, "native")[:, 0]
+    unit = jnp.linspace(1.0, 3.0, COUNT)
+    found = expected_loss(instances, seen, jnp.where(taken, 60.0, 0.0), unit, "native")[:, 0]
     load = np.stack([(np.where(plan == k, instances.demand, 0)).sum(axis=0) for k in range(1, 5)])
     over = np.maximum(load - np.asarray(instances.capacity), 0).sum(axis=0)
     demand = np.where(instances.mask, instances.demand, 0).sum(axis=0)
-    unit = np.maximum(3.0, 0.01 * np.asarray(local_time(instances)))
     worth = np.asarray(EVALUATE(instances, jnp.asarray(plan, jnp.int32)).gain)
     np.testing.assert_allclose(found, OVERLOAD * over / demand - worth / unit, rtol=2e-3, atol=1e-3)
     assert over.max() > 0
@@ -88,11 +87,11 @@ def test_a_certain_policy_is_worth_its_plan() -> None:
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_the_gradient_in_the_logits_is_that_of_differences(x64, solver) -> None:
     instances, seen, logits = decisions(ENVS["one-shot"])
-    gains = jnp.full((COUNT, 1), 3.0)
+    unit = jnp.full(COUNT, 3.0)
 
     @jax.jit
     def total(logits):
-        return jnp.sum(expected_loss(instances, seen, logits, gains, solver))
+        return jnp.sum(expected_loss(instances, seen, logits, unit, solver))
 
     slope = jax.jit(jax.grad(total))(logits)
     legal = np.asarray(seen.mask)
