@@ -21,7 +21,6 @@ from flax import struct
 from jax import Array
 
 from offload_jax import model
-from offload_jax.baselines import assigner
 from offload_jax.env import EnvConfig, State, reset, step_unsolved
 from offload_jax.instance import Instance
 from offload_jax.types import Key
@@ -228,18 +227,12 @@ def _split(items: Item) -> tuple[Item, Item]:
     return jax.tree.map(lambda x: x[:-1], items), jax.tree.map(lambda x: x[-1:], items)
 
 
-def optimum(pool: Instance) -> Array:
-    """The largest gain (s) of any plan, of each instance."""
-    return evaluate(pool, assigner("top-b")(pool)).gain
-
-
 @jax.jit
-def gaps(agents: Agent, pools: Instance) -> Array:
-    """Gaps of the greedy plans to the optimum, for every instance of each agent's pool."""
+def greedy_gains(agents: Agent, pools: Instance) -> Array:
+    """Gains (s) of the greedy plans, for every instance of each agent's pool."""
 
     def one(agent: Agent, pool: Instance) -> Array:
         numbers = jnp.arange(pool.alpha.shape[-1])
-        plans = jax.vmap(lambda n: play(agent.params, pool, n, 1e-6, agent.key)[0])(numbers)
-        return model.gap(optimum(pool), plans.gain)
+        return jax.vmap(lambda n: play(agent.params, pool, n, 1e-6, agent.key)[0].gain)(numbers)
 
     return jax.vmap(one)(agents, pools)
