@@ -50,6 +50,7 @@ class Metrics:
     entropy: Float[Array, ""]  # nats per decision
     loss: Float[Array, ""]
     value_error: Float[Array, ""]
+    layer: Float[Array, ""]  # -V(p) in units of each instance's best gain; 0 without that objective
     grad_norm: Float[Array, ""]  # global, before clipping
     sound: Bool[Array, ""]  # False where a number was not finite: the update was not applied
 

@@ -94,14 +94,15 @@ def loss(
     entropy = jnp.sum(_map3(losses.entropy)(logits) * weight)
     total = _policy_loss(learner, logits, batch, targets, weight)
     total = total - traced.entropy * (1 - progress) * entropy
+    layer = error = jnp.zeros_like(total)
     if learner.config.layer:
-        total = total + learner.config.layer * _layer_loss(learner, instances, logits, batch)
-    error = jnp.zeros_like(total)
+        layer = _layer_loss(learner, instances, logits, batch)
+        total = total + learner.config.layer * layer
     if targets is not None:
         error = jnp.sum(losses.value_error(values, targets.value) * weight)
     if learner.config.baseline == "critic":
         total = total + traced.value * error
-    return total, {"loss": total, "entropy": entropy, "value_error": error}
+    return total, {"loss": total, "entropy": entropy, "value_error": error, "layer": layer}
 
 
 def _policy_loss(

@@ -113,7 +113,9 @@ def test_it_is_part_of_an_update(env) -> None:
         run = jax.jit(partial(learning.update, learner))
         state, metrics = run(learning.init(learner, jax.random.key(0)))
         assert bool(metrics.sound)
+        assert (float(metrics.layer) != 0) == ("layer" in changes)
         ends.append(jax.flatten_util.ravel_pytree(state.params)[0])
+    assert float(metrics.layer) == pytest.approx(float(metrics.loss))  # alone, at weight 1
     for i, j in ((0, 1), (1, 2), (0, 2)):
         assert np.abs(ends[i] - ends[j]).max() > 1e-5
 
