@@ -12,9 +12,10 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,43 +30,43 @@ from offload_jax.documents import replace_file
 from offload_jax.instance import Instance
 
 OUT = Path(__file__).resolve().parents[1] / "benchmarks" / "results" / "per_dqn.json"
+NAMES = ("data", "users", "gpus", "seed")  # of a row
 
 
 @dataclass(frozen=True)
 class Group:
-    """Agents that are trained side by side: all cells and seeds of a number of users."""
+    """Agents with the same number of users that are trained side by side: (cell, seed) of each."""
 
-    cells: tuple[Cell, ...]
-    seeds: tuple[int, ...]
+    agents: tuple[tuple[Cell, int], ...]
     data: Data
     episodes: int
 
     def run(self) -> list[suite.Row]:
         """A row for each agent."""
-        who = [(cell, seed) for cell in self.cells for seed in self.seeds]
-        pools = stacked([cell.pool(self.data, seed) for cell, seed in who])
-        fixed, fresh = (stacked([getattr(c, name) for c, _ in who]) for name in ("fixed", "fresh"))
-        keys = jax.random.split(jax.random.key(0), len(who))
-        keys = jnp.stack([jax.random.fold_in(k, s) for k, (_, s) in zip(keys, who, strict=True)])
-        agents = jax.jit(jax.vmap(per_dqn_agent.begin))(pools, keys)
+        cells = [cell for cell, _ in self.agents]
+        pools = stacked([cell.pool(self.data, seed) for cell, seed in self.agents])
+        fixed, fresh = stacked([c.fixed for c in cells]), stacked([c.fresh for c in cells])
+        numbers = [(cell.users, cell.gpus, seed) for cell, seed in self.agents]
+        keys = [jax.random.key(seed * 1000 + users * 20 + gpus) for users, gpus, seed in numbers]
+        agents = jax.jit(jax.vmap(per_dqn_agent.begin))(pools, jnp.stack(keys))
         agents, curve = self._train(agents, pools, fixed)
         last = gaps(agents, fresh).mean(axis=1)
         plan_s = per_dqn_ours.seconds_of(lambda: per_dqn_agent.greedy_gains(agents, fresh))
         return [
             {
-                "users": cell.users,
-                "gpus": cell.gpus,
+                "users": users,
+                "gpus": gpus,
                 "seed": seed,
                 "data": self.data,
                 "episodes": self.episodes,
-                "agents_at_once": len(who),
+                "agents_at_once": len(numbers),
                 "train_s": curve[-1][1],
                 "plan_ms": 1e3 * plan_s / last.size / fresh.alpha.shape[-1],
                 "gap_fixed": float(curve[-1][2][i]),
                 "gap_fresh": float(last[i]),
                 "curve": [[n, s, float(gap[i])] for n, s, gap in curve],
             }
-            for i, (cell, seed) in enumerate(who)
+            for i, (users, gpus, seed) in enumerate(numbers)
         ]
 
     def _train(
@@ -80,18 +81,36 @@ class Group:
             seconds += time.process_time() - begun
             found = gaps(agents, fixed)[:, 0]
             curve.append((number + chunk, seconds, found))
-            print(
-                f"N {self.cells[0].users}, {self.data}, episode {number + chunk:,}: "
-                f"{seconds:.0f} s, gaps {' '.join(f'{100 * gap:.2f}' for gap in found)} %",
-                flush=True,
-            )
+            if (number + chunk) % (10 * chunk) == 0 or number + chunk == self.episodes:
+                print(
+                    f"{self._name}, episode {number + chunk:,}: {seconds:.0f} core-s, "
+                    f"gaps {' '.join(f'{100 * gap:.2f}' for gap in found)} %",
+                    flush=True,
+                )
         return agents, curve
+
+    @property
+    def _name(self) -> str:
+        gpus = ", ".join(str(cell.gpus) for cell, _ in self.agents)
+        return f"N {self.agents[0][0].users}, E {gpus}, {self.data}"
+
+
+def groups(parsed: Arguments) -> Iterator[Group]:
+    """Side by side are all agents of one N; on CPUs, where that gains nothing, each is alone."""
+    for data in parsed.data:
+        for users in parsed.users:
+            agents = [(cell, seed) for seed in parsed.seeds for cell in cells_of([users])]
+            alone = jax.default_backend() == "cpu"
+            for some in ([one] for one in agents) if alone else [agents]:
+                yield Group(tuple(some), data, parsed.episodes)
 
 
 def gaps(agents: per_dqn_agent.Agent, pools: Instance) -> np.ndarray:
     """Gaps of the greedy plans to the optimum, for every instance of each agent's pool."""
-    best = jax.jit(jax.vmap(optimum))(pools)
-    return np.asarray(model.gap(best, per_dqn_agent.greedy_gains(agents, pools)))
+    return np.asarray(model.gap(_optima(pools), per_dqn_agent.greedy_gains(agents, pools)))
+
+
+_optima = jax.jit(jax.vmap(optimum))
 
 
 @dataclass(frozen=True)
@@ -99,15 +118,15 @@ class Arguments:
     """Train the paper's agent, PER-DQN, as published, beside our learner. Hours on two cores."""
 
     users: tuple[int, ...] = (4, 8, 12, 16, 20)
-    """Numbers of users N; the four E of one N are trained side by side."""
+    """Numbers of users N, each with all four E."""
     data: tuple[Data, ...] = ("fixed",)
     """What an agent trains on: one instance, as published, or fresh ones of its cell."""
     seeds: tuple[int, ...] = (0,)
-    """Of the agents, side by side."""
+    """Of the agents."""
     episodes: int = per_dqn_agent.EPISODES
     """Of a training; as published 30,000."""
     out: Path = OUT
-    """JSON file to write, after every N; what it has already is not trained again."""
+    """JSON file to write, after every agent; what it has already is not trained again."""
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -122,21 +141,23 @@ def main(words: Sequence[str] | None = None) -> int:
     if not out.exists():
         ours = per_dqn_ours.trained(cells_of(Arguments().users))
         replace_file(out, json.dumps({"ours": ours, "rows": []}, indent=1) + "\n")
-    found = json.loads(out.read_text(encoding="utf-8"))
-    for data in parsed.data:
-        for users in parsed.users:
-            known = {(r["users"], r["data"], r["seed"]) for r in found["rows"]}
-            seeds = tuple(seed for seed in parsed.seeds if (users, data, seed) not in known)
-            if not seeds:
-                continue
-            group = Group(tuple(cells_of([users])), seeds, data, parsed.episodes)
-            about = {"provenance": suite.provenance()}
-            rows = [row | about for row in group.run()]
-            found = json.loads(out.read_text(encoding="utf-8"))  # others may have added theirs
-            found["rows"] += rows
-            replace_file(out, json.dumps(found, indent=1) + "\n")
-            write_pages(found, out)
+    for group in groups(parsed):
+        known = {tuple(row[key] for key in NAMES) for row in _read(out)["rows"]}
+        left = [(c, s) for c, s in group.agents if (group.data, c.users, c.gpus, s) not in known]
+        if not left:
+            continue
+        about = {"provenance": suite.provenance()}
+        rows = [row | about for row in replace(group, agents=tuple(left)).run()]
+        found = _read(out)  # again: another process may have added its own
+        found["rows"] += rows
+        replace_file(out, json.dumps(found, indent=1) + "\n")
+        write_pages(found, out)
     return 0
+
+
+def _read(out: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
+    return found
 
 
 def check(parsed: Arguments) -> None:
