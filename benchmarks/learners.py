@@ -50,14 +50,17 @@ _QUIET = ("--tracking.wandb", "off", "--run.eval-instances", "512", "--run.keep"
 _ONE_SHOT = (
     "--env.order", "sorted", "--env.candidates", "0", "--env.one-shot", "--env.reward", "terminal",
 )  # fmt: skip
-_IMITATE = ("--learner.objective", "imitation", "--learner.temperature", "3")
+_IMITATE = ("--learner.objective", "imitation")
 # What a variant changes; they are compared within their table (`learner_tables.GROUPS`).
 VARIANTS: Mapping[str, Sequence[str]] = {
     "shared": (),
     "critic": ("--learner.baseline", "critic"),
     "preference": ("--learner.objective", "preference"),
     "self-labelling": (*_IMITATE, "--learner.labels", "best-sample"),
-    "local-search labels": (*_IMITATE, "--learner.labels", "local-search"),
+    # A search has more to find from samples that differ.
+    "local-search labels": (
+        *_IMITATE, "--learner.labels", "local-search", "--learner.temperature", "3",
+    ),
     "shared + layer": ("--learner.layer", "0.1"),
     "one-shot": _ONE_SHOT,
     "one-shot + layer": (*_ONE_SHOT, "--learner.layer", "0.1"),
@@ -158,10 +161,11 @@ class Book:
         self.path, self._lock = path, RLock()
         empty = {"minutes": minutes, "common": list(COMMON), "update_s": {}, "runs": []}
         found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else empty
-        if found["minutes"] != minutes:
-            raise suite.UsageError(
-                f"minutes is {minutes}; must be {found['minutes']}, as in {path}"
-            )
+        for name in ("minutes", "common"):
+            if found[name] != empty[name]:
+                raise suite.UsageError(
+                    f"{name} is {empty[name]}; must be {found[name]}, as in {path}"
+                )
         self.document: Document = found
 
     def run_of(self, name: str, seed: int) -> Document | None:

@@ -30,14 +30,16 @@ def soft_assignment(
 
     In arrival and sorted order a user's are those of its own decision, which follows the ones
     before it. In adaptive order all are those of the first decision, of which there is one sample:
-    each user chooses among its batches and what stopping weighs.
+    each user chooses among its batches and what stopping weighs. Stopping itself ends the plan for
+    all, so no gradient reaches its logit.
     """
     if not observation.adaptive:
         chances = jax.nn.softmax(logits, axis=-1)
         return jnp.einsum("tisn,tisa->nais", observation.current, chances)
     first = logits[0, :, :1]
     instances, users = first.shape[0], observation.undecided.shape[-1]
-    stop = jnp.broadcast_to(first[..., -1:, None], (instances, 1, users, 1))
+    stop = jax.lax.stop_gradient(first[..., -1:, None])
+    stop = jnp.broadcast_to(stop, (instances, 1, users, 1))
     rows = jnp.concatenate([stop, first[..., :-1].reshape(instances, 1, users, -1)], axis=-1)
     return jnp.moveaxis(jax.nn.softmax(rows, axis=-1), (0, 1), (2, 3))
 

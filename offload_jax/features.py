@@ -169,6 +169,19 @@ def observe(
     )
 
 
+def in_sight(observation: Observation) -> Bool[Array, "*batch actions"]:
+    """Legal actions that a policy looks at, of observations with the batch first.
+
+    All, or with candidates the chosen pairs and stopping.
+    """
+    if observation.chosen is None:
+        return observation.mask
+    pairs = jnp.arange(observation.mask.shape[-1] - 1)
+    chosen = jnp.any(observation.chosen[..., None] == pairs, axis=-2)
+    stop = jnp.ones_like(chosen[..., :1])
+    return observation.mask & jnp.concatenate([chosen, stop], axis=-1)
+
+
 def _state_features(
     instance: Instance, state: State, placed: Placement, undecided: Float[Array, "users *batch"]
 ) -> Float[Array, "state_features *batch"]:

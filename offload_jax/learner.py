@@ -44,13 +44,13 @@ class LearnerState:
 class Metrics:
     """One update in numbers."""
 
-    score: Float[Array, ""]  # mean 0.1 U / N of the sampled trajectories
+    score: Float[Array, ""]  # mean 0.1 U / N of the sampled trajectories (at their temperature)
     gain: Float[Array, ""]  # mean gain over all-local as a share of the all-local time
     best_of_samples: Float[Array, ""]  # the same for the best sample of each instance
     entropy: Float[Array, ""]  # nats per decision
     loss: Float[Array, ""]
-    value_error: Float[Array, ""]
-    layer: Float[Array, ""]  # -V(p) in units of each instance's best gain; 0 without that objective
+    value_error: Float[Array, ""]  # 0 without a critic
+    layer: Float[Array, ""]  # `expected_loss`: what V(p) falls short of; 0 without that objective
     grad_norm: Float[Array, ""]  # global, before clipping
     sound: Bool[Array, ""]  # False where a number was not finite: the update was not applied
 
@@ -73,7 +73,7 @@ def init(learner: Learner, key: Key) -> LearnerState:
 
 
 def update(learner: Learner, state: LearnerState) -> tuple[LearnerState, Metrics]:
-    """One update: collect trajectories, estimate advantages, some passes of PPO.
+    """One update: collect trajectories, say what they teach, some passes over them.
 
     Where an observation, reward, gradient or parameter is not finite, the state stays as it was.
     Spread over `learner.devices`, whose number must divide the rows of `shuffle`.

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 from offload_jax import losses, model
 from offload_jax.env import State
 from offload_jax.expected import expected_loss
-from offload_jax.features import local_time
+from offload_jax.features import in_sight, local_time
 from offload_jax.hyperparameters import Learner
 from offload_jax.instance import Instance
 from offload_jax.rollout import Transition, decode, encode
@@ -37,9 +37,9 @@ def advantages(
 ) -> Targets | None:
     """Whole-episode advantages, in units of what each instance has to gain.
 
-    None for objectives that need none: imitation, and the layer alone.
+    None for objectives other than the surrogate, which need none.
     """
-    if learner.config.objective in ("imitation", "layer"):
+    if learner.config.objective != "surrogate":
         return None
     shape = batch.reward.shape[1:]
     gains = final.gain.reshape(shape)
@@ -82,7 +82,8 @@ def loss(
 ) -> tuple[Float[Array, ""], Parts]:
     """Loss of recorded decisions under new parameters; the second result holds its parts.
 
-    Means over the decisions of all devices, of which this device contributes its own summands.
+    Means over the decisions of all devices (of preferences over instances, of the layer over
+    samples), of which this device contributes its own summands.
     """
     traced, network = learner.hyperparameters, learner.module()
     encoding = encode(network, params, instances)
@@ -98,9 +99,9 @@ def loss(
     if learner.config.layer:
         layer = _layer_loss(learner, instances, logits, batch)
         total = total + learner.config.layer * layer
-    if targets is not None:
-        error = jnp.sum(losses.value_error(values, targets.value) * weight)
     if learner.config.baseline == "critic":
+        assert targets is not None  # the objective is the surrogate
+        error = jnp.sum(losses.value_error(values, targets.value) * weight)
         total = total + traced.value * error
     return total, {"loss": total, "entropy": entropy, "value_error": error, "layer": layer}
 
@@ -117,7 +118,12 @@ def _policy_loss(
     if learner.config.objective == "layer":
         return jnp.zeros(())
     if learner.config.objective == "imitation":
-        return jnp.sum(_map3(losses.imitation)(logits, batch.wanted) * weight)
+        # What a policy does not look at it cannot learn to take.
+        assert batch.wanted is not None  # recorded on the way to a plan
+        seen = in_sight(batch.observation) & batch.wanted
+        known = jnp.any(seen, axis=-1)
+        wanted = jnp.where(known[..., None], seen, batch.wanted)
+        return jnp.sum(_map3(losses.imitation)(logits, wanted) * (weight * known))
     log_prob = _map3(losses.log_prob)(logits, batch.action)
     if learner.config.objective == "preference":
         total, gained = (jnp.sum(x, axis=0) for x in (log_prob * batch.real, batch.reward))
@@ -136,7 +142,7 @@ def _layer_loss(
     logits: Float[Array, "steps instances samples actions"],
     batch: Transition,
 ) -> Float[Array, ""]:
-    """-V(p) of the probabilities of the recorded decisions, the mean over all devices' samples."""
+    """`expected_loss` of the recorded decisions, the mean over all devices' samples."""
     users = model.num_real_users(instances)
     gains = jnp.sum(batch.reward, axis=0) * 10 * users[:, None]
     unit = best_gain(instances, gains)

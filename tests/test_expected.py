@@ -102,6 +102,15 @@ def test_the_gradient_in_the_logits_is_that_of_differences(x64, solver) -> None:
     assert abs(found) > 1e-2
 
 
+def test_stopping_is_not_taught() -> None:
+    """In adaptive order it ends the plan for all: pairs get a gradient, its logit none."""
+    instances, seen, logits = decisions(ENVS["adaptive"])
+    unit = jnp.ones(COUNT)
+    slope = jax.grad(lambda x: jnp.sum(expected_loss(instances, seen, x, unit, "native")))(logits)
+    assert np.all(np.asarray(slope)[..., -1] == 0)
+    assert np.abs(np.asarray(slope)[..., :-1]).max() > 1e-3
+
+
 @pytest.mark.parametrize("env", ENVS.values(), ids=ENVS)
 def test_it_is_part_of_an_update(env) -> None:
     """Inside the jitted program: parameters end elsewhere with it, and all numbers are finite."""
