@@ -2,9 +2,9 @@
 
 A network for each cell (N users, E edge GPUs), trained as published on one fixed instance, or on
 fresh ones; our learner trains one network for all cells and is judged on the same instances. What
-is as published, and what could not be, says `per_dqn_agent`. Training costs are core-seconds (of
-this process, whatever else the machine does), without compiling. Processes with different N may
-share an output file.
+is as published, and what could not be, says `per_dqn_agent`. Training costs are core-seconds of
+the process, without compiling. Once ours are in the output file, processes with different N may
+share it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from offload_jax.documents import replace_file
 from offload_jax.instance import Instance
 
 OUT = Path(__file__).resolve().parents[1] / "benchmarks" / "results" / "per_dqn.json"
-NAMES = ("data", "users", "gpus", "seed")  # of a row
+OURS = (0, 1, 2)  # seeds
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,8 @@ class Group:
         numbers = [(cell.users, cell.gpus, seed) for cell, seed in self.agents]
         keys = [jax.random.key(seed * 1000 + users * 20 + gpus) for users, gpus, seed in numbers]
         agents = jax.jit(jax.vmap(per_dqn_agent.begin))(pools, jnp.stack(keys))
-        agents, curve = self._train(agents, pools, fixed)
-        last = gaps(agents, fresh).mean(axis=1)
+        agents, curve = self._train(agents, pools, fixed, fresh)
+        played = model.gap(_optima(fixed)[:, 0], agents.played)
         plan_s = per_dqn_ours.seconds_of(lambda: per_dqn_agent.greedy_gains(agents, fresh))
         return [
             {
@@ -61,26 +61,26 @@ class Group:
                 "episodes": self.episodes,
                 "agents_at_once": len(numbers),
                 "train_s": curve[-1][1],
-                "plan_ms": 1e3 * plan_s / last.size / fresh.alpha.shape[-1],
-                "gap_fixed": float(curve[-1][2][i]),
-                "gap_fresh": float(last[i]),
-                "curve": [[n, s, float(gap[i])] for n, s, gap in curve],
+                "plan_ms": 1e3 * plan_s / len(numbers) / fresh.alpha.shape[-1],
+                "gap_played": float(played[i]) if self.data == "fixed" else None,
+                "curve": [[n, s, *(float(gap[i]) for gap in both)] for n, s, *both in curve],
             }
             for i, (users, gpus, seed) in enumerate(numbers)
         ]
 
     def _train(
-        self, agents: per_dqn_agent.Agent, pools: Instance, fixed: Instance
-    ) -> tuple[per_dqn_agent.Agent, list[tuple[int, float, np.ndarray]]]:
-        """The agents at the end; (episodes, core-seconds, gaps on fixed instances) on the way."""
+        self, agents: per_dqn_agent.Agent, pools: Instance, fixed: Instance, fresh: Instance
+    ) -> tuple[per_dqn_agent.Agent, list[tuple[int, float, np.ndarray, np.ndarray]]]:
+        """The agents at the end; (episodes, core-seconds, gaps fixed and fresh) on the way."""
         step = per_dqn_agent.train.lower(agents, pools, jnp.int32(0), self.episodes).compile()
-        curve, seconds, chunk = [], 0.0, per_dqn_agent.CHUNK
+        seconds, chunk = 0.0, per_dqn_agent.CHUNK
+        curve = [(0, 0.0, gaps(agents, fixed), gaps(agents, fresh))]
         for number in range(0, self.episodes, chunk):
             begun = time.process_time()
             agents = jax.block_until_ready(step(agents, pools, jnp.int32(number)))
             seconds += time.process_time() - begun
-            found = gaps(agents, fixed)[:, 0]
-            curve.append((number + chunk, seconds, found))
+            found = gaps(agents, fixed)
+            curve.append((number + chunk, seconds, found, gaps(agents, fresh)))
             if (number + chunk) % (10 * chunk) == 0 or number + chunk == self.episodes:
                 print(
                     f"{self._name}, episode {number + chunk:,}: {seconds:.0f} core-s, "
@@ -106,8 +106,9 @@ def groups(parsed: Arguments) -> Iterator[Group]:
 
 
 def gaps(agents: per_dqn_agent.Agent, pools: Instance) -> np.ndarray:
-    """Gaps of the greedy plans to the optimum, for every instance of each agent's pool."""
-    return np.asarray(model.gap(_optima(pools), per_dqn_agent.greedy_gains(agents, pools)))
+    """Mean gaps of the greedy plans to the optimum, of each agent on its instances."""
+    found = model.gap(_optima(pools), per_dqn_agent.greedy_gains(agents, pools))
+    return np.asarray(jnp.mean(found, axis=1))
 
 
 _optima = jax.jit(jax.vmap(optimum))
@@ -139,11 +140,12 @@ def main(words: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if not out.exists():
-        ours = per_dqn_ours.trained(cells_of(Arguments().users))
+        ours = per_dqn_ours.trained(cells_of(Arguments().users), OURS)
         replace_file(out, json.dumps({"ours": ours, "rows": []}, indent=1) + "\n")
     for group in groups(parsed):
-        known = {tuple(row[key] for key in NAMES) for row in _read(out)["rows"]}
-        left = [(c, s) for c, s in group.agents if (group.data, c.users, c.gpus, s) not in known]
+        rows = [r for r in _read(out)["rows"] if r["data"] == group.data]
+        known = [(Cell(r["users"], r["gpus"]), r["seed"]) for r in rows]
+        left = [agent for agent in group.agents if agent not in known]
         if not left:
             continue
         about = {"provenance": suite.provenance()}
@@ -163,6 +165,12 @@ def _read(out: Path) -> dict[str, Any]:
 def check(parsed: Arguments) -> None:
     """Raises UsageError before anything is trained."""
     suite.checked_out(parsed.out)
+    if parsed.out.exists():
+        other = {row["episodes"] for row in _read(parsed.out)["rows"]} - {parsed.episodes}
+        if other:
+            raise suite.UsageError(
+                f"episodes is {parsed.episodes}; must be {other.pop()}, as in {parsed.out}"
+            )
     allowed, chunk = Arguments().users, per_dqn_agent.CHUNK
     if not parsed.users or not set(parsed.users) <= set(allowed):
         raise suite.UsageError(f"users is {parsed.users}; must be among {allowed}")

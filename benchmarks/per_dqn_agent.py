@@ -1,9 +1,10 @@
 """PER-DQN as the public reference implementation of arXiv 2411.15781 has it, in our environment.
 
 Two prioritised memories, of decisions that others follow and of last ones. What we do not know of
-it is ours: how exploration cools, the exponents of priorities and of importance weights, and an
-update for every decision. An episode here has N decisions, denials where the batch is full; there
-it ends when it is full.
+it is ours: how exploration cools (softmax only), the exponents of priorities and of importance
+weights (normalised within each memory), one target network and squared errors, an update for every
+decision of an episode after it, padding behind the last user. An episode here has N decisions,
+denials where the batch is full; there it ends when it is full.
 """
 
 from __future__ import annotations
@@ -41,11 +42,20 @@ class QNetwork(nn.Module):
 
     @nn.compact
     def __call__(self, status: Array, users: Array, overall: Array) -> Array:
-        x = jnp.concatenate([nn.Embed(4, 3)(status), users], axis=1)
-        x = jnp.concatenate([x.reshape(-1), overall])
+        seen = nn.Embed(4, 3, embedding_init=nn.initializers.normal(1.0))(status)
+        x = jnp.concatenate([jnp.concatenate([seen, users], axis=1).reshape(-1), overall])
         for _ in range(3):
-            x = nn.leaky_relu(nn.Dense(256)(x))
-        return nn.Dense(2)(x)
+            x = nn.leaky_relu(_dense(256, x.size)(x))
+        return _dense(2, x.size)(x)
+
+
+def _dense(features: int, inputs: int) -> nn.Dense:
+    """A layer that starts as torch's do: all uniform in +-1 / sqrt(inputs)."""
+
+    def start(key: Key, shape: Any, dtype: Any) -> Array:
+        return jax.random.uniform(key, shape, dtype, -1, 1) / jnp.sqrt(inputs)
+
+    return nn.Dense(features, kernel_init=start, bias_init=start)
 
 
 @struct.dataclass
@@ -70,6 +80,7 @@ class Agent:
     last: Any  # memory of last decisions
     key: Key
     updates: Array
+    played: Array  # the largest gain (s) of an episode
 
 
 _NETWORK = QNetwork()
@@ -154,8 +165,13 @@ def learn(agent: Agent, pool: Instance) -> Agent:
     following = jax.vmap(partial(values, agent.target, pool))(items.instance, items.user + 1, after)
     more = jnp.arange(BATCH) < BATCH - TERMINAL
     wanted = items.reward + jnp.where(more, jnp.max(following, axis=1), 0)
-    # Importance weights within each memory, the largest one 1.
-    weights = [(1 / jnp.maximum(one.probabilities, 1e-12)) ** WEIGHT for one in drawn]
+    # Importance weights within each memory, the largest one 1. Rounding in the sums of priorities
+    # draws an item that is none once in a million times.
+    there = [one.probabilities > 0 for one in drawn]
+    weights = [
+        jnp.where(real, jnp.maximum(one.probabilities, 1e-12) ** -WEIGHT, 0)
+        for real, one in zip(there, drawn, strict=True)
+    ]
     weight = jnp.concatenate([w / jnp.max(w) for w in weights])
 
     def loss(params: Any) -> tuple[Array, Array]:
@@ -165,11 +181,13 @@ def learn(agent: Agent, pool: Instance) -> Agent:
 
     grads, priority = jax.grad(loss, has_aux=True)(agent.params)
     changes, optimizer = _OPTIMIZER.update(grads, agent.optimizer, agent.params)
+    priority = jnp.where(jnp.concatenate(there), priority, 0)
     params = optax.apply_updates(agent.params, changes)
     updates = agent.updates + 1
     copied = updates % TARGET_EVERY == 0
     split = BATCH - TERMINAL
-    return Agent(
+    return replace(
+        agent,
         params=params,
         target=jax.tree.map(lambda new, old: jnp.where(copied, new, old), params, agent.target),
         optimizer=optimizer,
@@ -190,7 +208,14 @@ def begin(pool: Instance, key: Key) -> Agent:
     zero = jnp.int32(0)
     item = Item(zero, zero, jnp.zeros(users, bool), zero, jnp.zeros(()))
     return Agent(
-        params, params, _OPTIMIZER.init(params), _INNER.init(item), _LAST.init(item), key, zero
+        params=params,
+        target=params,
+        optimizer=_OPTIMIZER.init(params),
+        inner=_INNER.init(item),
+        last=_LAST.init(item),
+        key=key,
+        updates=zero,
+        played=jnp.float32(-jnp.inf),
     )
 
 
@@ -203,13 +228,14 @@ def train(agents: Agent, pools: Instance, episode: Array, episodes: int) -> Agen
         cooled = HOT * (COLD / HOT) ** (number / episodes)
         key, draw, roll = jax.random.split(agent.key, 3)
         chosen = jax.random.randint(draw, (), 0, pool.alpha.shape[-1])
-        _, items = play(agent.params, pool, chosen, cooled, roll)
+        outcome, items = play(agent.params, pool, chosen, cooled, roll)
         inner, last = _split(items)
         agent = replace(
             agent,
             key=key,
             inner=_INNER.add(agent.inner, inner),
             last=_LAST.add(agent.last, last),
+            played=jnp.maximum(agent.played, outcome.gain),
         )
         warm = number * users >= WARM_UP
         return jax.lax.fori_loop(

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from statistics import median
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from benchmarks import suite
 from benchmarks.per_dqn_cells import Cell, optimum
@@ -19,51 +21,57 @@ from offload_jax.config import load_config
 from offload_jax.instance import Instance
 from offload_jax.policies import Policy, greedy_plan
 
-CHECKED = (0, 1, 2, 4, 7, 12, 20, 35, 60, 100, 160, 250, 400)  # updates before plans are judged
+CHECKED = (0, 1, 2, 4, 7, 12, 20, 35, 60, 100, 160, 250)  # updates after which plans are judged
+UPDATES = load_config("paper").learner.updates
 REPEATS = 5
 
 
-def trained(cells: Sequence[Cell], updates: int | None = None) -> dict[str, Any]:
+def trained(cells: Sequence[Cell], seeds: Sequence[int]) -> dict[str, Any]:
     """Trains the configuration `paper`: gaps in every cell on the way, and ms of a greedy plan.
 
     Core-seconds are those of updates: compiling and judging are left out, as for PER-DQN.
     """
-    config = load_config("paper")
-    learner, state = config.to_learner(), runs.initial_state(config)
-    policy = Policy(state.params, learner.network, learner.env)
-    step = jax.jit(partial(learning.update, learner)).lower(state).compile()
     best = {cell: (optimum(cell.fixed), optimum(cell.fresh)) for cell in cells}
-    rows, seconds = [], 0.0
-    last = config.learner.updates if updates is None else updates
-    for done in range(last + 1):
-        if done in CHECKED or done == last:
-            policy = policy.replace(params=state.params)
-            gaps = [_gaps(policy, cell, best[cell]) for cell in cells]
-            rows.append({"updates": done, "train_s": seconds, "gaps": gaps})
-            worst = max(fresh for *_, fresh in gaps)
-            print(
-                f"ours, update {done}: {seconds:.1f} core-s, worst cell {100 * worst:.3f} %",
-                flush=True,
-            )
-        begun = time.process_time()
-        state, _ = jax.block_until_ready(step(state))
-        seconds += time.process_time() - begun
+    found = []
+    for seed in seeds:
+        policy, curve = _train(best, seed)
+        found.append({"seed": seed, "curve": curve})
     largest = max(cells, key=lambda cell: cell.users)
     plan_s = seconds_of(lambda: greedy_plan(policy, largest.fresh))
     return {
-        "curve": rows,
+        "cells": [[cell.users, cell.gpus] for cell in cells],
+        "runs": found,
         "plan_ms": 1e3 * plan_s / largest.fresh.alpha.shape[-1],
         "provenance": suite.provenance(),
     }
 
 
-def _gaps(policy: Policy, cell: Cell, best: tuple[Any, Any]) -> tuple[int, int, float, float]:
-    """The cell, and mean gaps on its fixed instance and on its fresh ones."""
+def _train(best: Mapping[Cell, tuple[Array, Array]], seed: int) -> tuple[Policy, list[suite.Row]]:
+    """The policy at the end, and its gaps by cell: on the fixed instance, and on fresh ones."""
+    config = replace(load_config("paper"), seed=seed)
+    learner, state = config.to_learner(), runs.initial_state(config)
+    policy = Policy(state.params, learner.network, learner.env)
+    step = jax.jit(partial(learning.update, learner)).lower(state).compile()
+    curve, seconds = [], 0.0
+    for done in range(UPDATES + 1):
+        if done in CHECKED or done == UPDATES:
+            policy = policy.replace(params=state.params)
+            gaps = [_gaps(policy, cell, *optima) for cell, optima in best.items()]
+            curve.append({"updates": done, "train_s": seconds, "gaps": gaps})
+            worst = max(fresh for _, fresh in gaps)
+            told = f"ours, seed {seed}, update {done}: {seconds:.1f} core-s"
+            print(f"{told}, worst cell {100 * worst:.3f} %", flush=True)
+        begun = time.process_time()
+        state, _ = jax.block_until_ready(step(state))
+        seconds += time.process_time() - begun
+    return policy, curve
 
-    def gap(instances: Instance, optimal: Any) -> float:
+
+def _gaps(policy: Policy, cell: Cell, fixed: Array, fresh: Array) -> tuple[float, float]:
+    def gap(instances: Instance, optimal: Array) -> float:
         return float(jnp.mean(model.gap(optimal, greedy_plan(policy, instances)[1])))
 
-    return cell.users, cell.gpus, gap(cell.fixed, best[0]), gap(cell.fresh, best[1])
+    return gap(cell.fixed, fixed), gap(cell.fresh, fresh)
 
 
 def seconds_of(call: Callable[[], Any]) -> float:

@@ -14,159 +14,187 @@ from offload_jax.documents import replace_file
 
 Document = Mapping[str, Any]
 EQUAL = 1e-6  # gaps that differ by less are the same
-WHERE = ("fixed", "fresh")  # instances that plans are judged on
+WHERE = ("fixed", "fresh")  # instances that plans are judged on, and that agents are trained on
 
 
 @dataclass(frozen=True)
 class Line:
     """A cell in numbers, means over seeds: the agent's, and ours on the same instances."""
 
-    data: str
+    data: str  # what the agent was trained on
     users: int
     gpus: int
     seeds: int
-    gap: Mapping[str, float]  # where: the agent's, at its end
-    train_s: float  # of an agent alone
-    reached_s: float  # until its gap on the fixed instance was what it is at the end
-    own_gap: Mapping[str, float]
-    own_s: Mapping[str, float]  # of ours until it is as good; infinite where it never is
+    gaps: Sequence[float]  # by WHERE: the agent's at its end
+    best: float  # and the best of its greedy plans on the way, on what it was trained on
+    played: float | None  # and the best plan of any of its episodes
+    train_s: float  # core-seconds
+    kept_s: float  # of these, until it was as good as at its end, and stayed so
+    plan_ms: float
+    own: Sequence[float]  # by WHERE: ours
+    own_s: float  # core-seconds of ours until as good as the agent, and staying so; the median
 
 
 def write_pages(found: Document, out: Path) -> None:
     """The tables (.md) and the picture (.png) beside the results."""
     lines = list(lines_of(found))
-    text = "\n\n".join([_summary(found, lines), _cells(lines), *_ratios(lines)])
+    text = "\n\n".join([_summary(found, lines), *_ratios(lines), _cells(lines)])
     replace_file(out.with_suffix(".md"), text + "\n")
     save(_picture(found), out.with_suffix(".png"))
 
 
 def lines_of(found: Document) -> Iterator[Line]:
     """A line for each cell and kind of training."""
-    curve = found["ours"]["curve"]
-    seconds = [point["train_s"] for point in curve]
-    places = {(n, e): i for i, (n, e, *_) in enumerate(curve[0]["gaps"])}
+    ours = found["ours"]
     for data, users, gpus in sorted({(r["data"], r["users"], r["gpus"]) for r in found["rows"]}):
-        wanted = (data, users, gpus)
-        rows = [r for r in found["rows"] if (r["data"], r["users"], r["gpus"]) == wanted]
-        gap = {where: float(np.mean([r[f"gap_{where}"] for r in rows])) for where in WHERE}
-        own = [point["gaps"][places[users, gpus]][2:] for point in curve]
-        each = {where: [gaps[i] for gaps in own] for i, where in enumerate(WHERE)}
+        rows = [
+            r for r in found["rows"] if (r["data"], r["users"], r["gpus"]) == (data, users, gpus)
+        ]
+        judged = WHERE.index(data)
+        curves = [_curve(row) for row in rows]
+        place = ours["cells"].index([users, gpus])
+        own = [_own(run, place) for run in ours["runs"]]
+        played = [row["gap_played"] for row in rows]
         yield Line(
-            *wanted,
+            data=data,
+            users=users,
+            gpus=gpus,
             seeds=len(rows),
-            gap=gap,
-            train_s=float(np.mean([r["train_s"] / r["agents_at_once"] for r in rows])),
-            reached_s=float(np.mean([_reached(r) for r in rows])),
-            own_gap={where: gaps[-1] for where, gaps in each.items()},
-            own_s={where: _first(seconds, gaps, gap[where]) for where, gaps in each.items()},
+            gaps=np.mean([gaps[-1] for _, gaps in curves], axis=0),
+            best=float(np.mean([gaps[:, judged].min() for _, gaps in curves])),
+            played=None if None in played else float(np.mean(played)),
+            train_s=float(np.mean([seconds[-1] for seconds, _ in curves])),
+            kept_s=float(np.mean([_kept(s, g[:, judged], g[-1, judged]) for s, g in curves])),
+            plan_ms=float(np.mean([row["plan_ms"] for row in rows])),
+            own=np.mean([gaps[-1] for _, gaps in own], axis=0),
+            own_s=float(
+                np.median(
+                    [
+                        _kept(seconds, gaps[:, judged], theirs[-1, judged])
+                        for seconds, gaps in own
+                        for _, theirs in curves
+                    ]
+                )
+            ),
         )
 
 
-def _reached(row: Document) -> float:
-    """Core-seconds until an agent was as good on the fixed instance as it is at the end."""
-    _, seconds, gaps = zip(*row["curve"], strict=True)
-    return _first(seconds, gaps, row["gap_fixed"]) / row["agents_at_once"]
+def _curve(row: Document) -> tuple[np.ndarray, np.ndarray]:
+    """(core-seconds of the agent alone, its gaps by WHERE) at every point."""
+    points = np.array(row["curve"], float)
+    return points[:, 1] / row["agents_at_once"], points[:, 2:]
 
 
-def _first(seconds: Sequence[float], gaps: Sequence[float], wanted: float) -> float:
-    """When a gap was first as small as wanted; infinite where it never was."""
-    reached = (s for s, gap in zip(seconds, gaps, strict=True) if gap <= wanted + EQUAL)
-    return float(next(reached, np.inf))
+def _own(run: Document, place: int) -> tuple[np.ndarray, np.ndarray]:
+    """The same of one of our runs, on the cell at that place."""
+    curve = run["curve"]
+    return np.array([p["train_s"] for p in curve]), np.array([p["gaps"][place] for p in curve])
+
+
+def _kept(seconds: np.ndarray, gaps: np.ndarray, wanted: float) -> float:
+    """From when on all gaps are as small as wanted; infinite where the last one is not."""
+    worse = np.flatnonzero(gaps > wanted + EQUAL)
+    first = 0 if not len(worse) else worse[-1] + 1
+    return float(seconds[first]) if first < len(seconds) else np.inf
 
 
 def _summary(found: Document, lines: Sequence[Line]) -> str:
     """A row for each kind of training, and ours on the same cells."""
     ours = found["ours"]
-    total = ours["curve"][-1]["train_s"]
-    rows = []
+    total = np.mean([run["curve"][-1]["train_s"] for run in ours["runs"]])
+    shown = []
     for data in dict.fromkeys(line.data for line in lines):
         mine = [line for line in lines if line.data == data]
         most = max(line.users for line in mine)
-        ms = [r["plan_ms"] for r in found["rows"] if r["data"] == data and r["users"] == most]
-        seconds = sum(line.train_s for line in mine)
-        trained = "one instance" if data == "fixed" else "fresh instances"
-        for name, gaps, cost, plan in (
-            (f"PER-DQN, a network per cell, {trained}", "gap", seconds, np.mean(ms)),
-            ("ours, one network for all cells", "own_gap", total, ours["plan_ms"]),
+        plan_ms = np.mean([line.plan_ms for line in mine if line.users == most])
+        what = "its one instance" if data == "fixed" else "fresh instances"
+        theirs = np.mean([line.gaps for line in mine], axis=0)
+        own = np.mean([line.own for line in mine], axis=0)
+        cost = sum(line.train_s for line in mine)
+        for name, gaps, seconds, ms in (
+            (f"PER-DQN, a network per cell, trained on {what}", theirs, cost, plan_ms),
+            ("ours, one network for all cells", own, total, ours["plan_ms"]),
         ):
-            there, fresh = (
-                f"{100 * np.mean([getattr(line, gaps)[where] for line in mine]):.3f}"
-                for where in WHERE
+            there, fresh = (_percent(gap) for gap in gaps)
+            shown.append(
+                f"| {name} | {len(mine)} | {there} | {fresh} | {seconds:,.0f} | {ms:.2g} |"
             )
-            rows.append(f"| {name} | {len(mine)} | {there} | {fresh} | {cost:,.0f} | {plan:.2g} |")
     head = (
-        "| trained | cells | mean gap on the fixed instances % | on fresh ones % | training core-s "
-        "| ms per plan |\n|---|---:|---:|---:|---:|---:|"
+        "| learner | cells | gap on the published instances % | on fresh ones % "
+        "| training, core-s | ms per plan, in batches |\n|---|---:|---:|---:|---:|---:|"
     )
-    return "\n".join([head, *dict.fromkeys(rows)])
+    return "\n".join([head, *dict.fromkeys(shown)])
+
+
+def _ratios(lines: Sequence[Line]) -> Iterator[str]:
+    """How many times fewer core-seconds ours took to be as good as the agents."""
+    for data in dict.fromkeys(line.data for line in lines):
+        mine = [line for line in lines if line.data == data]
+        own = [line.own_s for line in mine]
+        later = [line for line in mine if 0 < line.own_s < np.inf]
+        text = (
+            f"Trained and judged on {data} instances: of {len(mine)} cells ours was as good as the "
+            f"agent at its end before any training in {own.count(0)}, never in {own.count(np.inf)}"
+        )
+        if later:
+            ratios = [line.kept_s / line.own_s for line in later]
+            text += (
+                f", and in the other {len(later)} after {np.median(ratios):,.0f} times fewer "
+                f"core-seconds (median; {min(ratios):,.1f} to {max(ratios):,.0f})"
+            )
+        yield text + "."
 
 
 def _cells(lines: Sequence[Line]) -> str:
     head = (
-        "| trained on | N | E | seeds | PER-DQN: gap on the fixed instance % | on fresh ones % "
-        "| core-s | that gap first after | ours: gap there % | on fresh ones % "
-        "| core-s to PER-DQN's gap there | on fresh ones |\n|---|" + "---:|" * 11
+        "| trained on | N | E | seeds | PER-DQN: gap on the published instance % | on fresh ones % "
+        "| its best greedy plan % | best plan played % | core-s | as good as at the end after "
+        "| ours: gap there % | on fresh ones % | core-s to be as good as PER-DQN |\n|---|"
     )
-    return "\n".join([head, *map(_row, lines)])
+    return "\n".join([head + "---:|" * 12, *map(_row, lines)])
 
 
 def _row(line: Line) -> str:
-    there, fresh, own_there, own_fresh = (
-        f"{100 * max(gap, 0):.3f}"
-        for gaps in (line.gap, line.own_gap)
-        for gap in (gaps["fixed"], gaps["fresh"])
-    )
-    own = " | ".join(_seconds(line.own_s[where]) for where in WHERE)
+    gaps = [*line.gaps, line.best, line.played]
+    theirs = " | ".join("" if gap is None else _percent(gap) for gap in gaps)
+    own = " | ".join(_percent(gap) for gap in line.own)
+    when = "never" if line.own_s == np.inf else f"{line.own_s:.1f}" if line.own_s else "untrained"
     return (
-        f"| {line.data} | {line.users} | {line.gpus} | {line.seeds} | {there} | {fresh} "
-        f"| {line.train_s:,.0f} | {line.reached_s:,.0f} | {own_there} | {own_fresh} | {own} |"
+        f"| {line.data} | {line.users} | {line.gpus} | {line.seeds} | {theirs} "
+        f"| {line.train_s:,.0f} | {line.kept_s:,.0f} | {own} | {when} |"
     )
 
 
-def _seconds(value: float) -> str:
-    if not np.isfinite(value):
-        return "never"
-    return f"{value:.1f}" if value else "0 (untrained)"
-
-
-def _ratios(lines: Sequence[Line]) -> Iterator[str]:
-    """How many times fewer training seconds ours took to each cell's score of the agent."""
-    for data in dict.fromkeys(line.data for line in lines):
-        for where in WHERE:
-            mine = [line for line in lines if line.data == data]
-            own = [line.own_s[where] for line in mine]
-            trained = [line for line in mine if 0 < line.own_s[where] < np.inf]
-            text = (
-                f"Trained on {data}, judged on {where}: of {len(mine)} cells ours was as good "
-                f"untrained in {own.count(0)}, never in {own.count(np.inf)}"
-            )
-            if trained:
-                key = "reached_s" if where == data == "fixed" else "train_s"
-                ratios = [getattr(line, key) / line.own_s[where] for line in trained]
-                text += (
-                    f"; in the other {len(trained)} after {np.median(ratios):,.0f} times fewer "
-                    f"core-seconds (median; {min(ratios):,.0f} to {max(ratios):,.0f})"
-                )
-            yield text + "."
+def _percent(gap: float) -> str:
+    return f"{100 * max(gap, 0):.3f}"  # rounding makes some a little negative
 
 
 def _picture(found: Document) -> Any:
-    """Mean gap over cells on their fixed instances, against training seconds."""
-    figure, axes = new_figure(1, 1, (6.4, 3.8))
-    users = sorted({row["users"] for row in found["rows"] if row["data"] == "fixed"})
+    """Mean gap over cells against training, on what the agents of a panel are trained on."""
+    kinds = [data for data in WHERE if any(row["data"] == data for row in found["rows"])]
+    figure, axes = new_figure(1, len(kinds), (0.6 + 4.8 * len(kinds), 3.8))
+    for panel, data in zip(np.ravel(axes), kinds, strict=True):
+        _draw(panel, found, data)
+        panel.set_title(f"{data} instances", fontsize=9)
+    np.ravel(axes)[0].set_ylabel("mean gap, %")
+    return figure
+
+
+def _draw(axes: Any, found: Document, data: str) -> None:
+    judged, ours = WHERE.index(data), found["ours"]
+    rows = [row for row in found["rows"] if row["data"] == data]
+    users = sorted({row["users"] for row in rows})
     look = styles([*(f"PER-DQN, N = {n}" for n in users), "ours, all N"])
-    for n, (name, style) in zip(users, look.items(), strict=False):
-        rows = [r for r in found["rows"] if (r["users"], r["data"]) == (n, "fixed")]
-        seconds = np.mean([[s / r["agents_at_once"] for _, s, _ in r["curve"]] for r in rows], 0)
-        gaps = np.mean([[gap for *_, gap in r["curve"]] for r in rows], axis=0)
-        axes.plot(seconds, 100 * gaps, label=name, lw=1.0, **style)
-    points = found["ours"]["curve"][1:]  # a logarithmic axis has no place for 0 s
-    own = [np.mean([gap for n, _, gap, _ in point["gaps"] if n in users]) for point in points]
-    seconds = [point["train_s"] for point in points]
-    axes.plot(seconds, 100 * np.array(own), label="ours, all N", lw=1.8, **look["ours, all N"])
-    axes.set(xscale="log", xlabel="core-seconds of training a network", ylabel="mean gap, %")
-    axes.set_yscale("symlog", linthresh=0.01)  # some are 0
+    cells = sorted({(row["users"], row["gpus"]) for row in rows})
+    own = [_own(run, ours["cells"].index(list(c))) for run in ours["runs"] for c in cells]
+    each = [[_curve(row) for row in rows if row["users"] == n] for n in users] + [own]
+    for (name, style), curves in zip(look.items(), each, strict=True):
+        # A logarithmic axis has no place for 0 s, and a logarithm none for a gap of 0.
+        seconds, gaps = (np.mean([c[i] for c in curves], axis=0)[1:] for i in (0, 1))
+        width = 2.0 if name.startswith("ours") else 1.0
+        axes.plot(seconds, 100 * gaps[:, judged], label=name, lw=width, **style)
+    axes.set(xscale="log", xlabel="core-seconds of training a network")
+    axes.set_yscale("symlog", linthresh=0.01)
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, fontsize=8)
-    return figure

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +24,12 @@ def document() -> dict:
                 "curve": curve, "greedy": greedy, "sampled": greedy / 2}  # fmt: skip
 
     runs = [run("shared", 0, 0.012), run("shared", 1, 0.016), run("critic", 0, 0.03)]
-    return {"minutes": 1.0, "common": [], "update_s": {"shared": 3.0, "critic": 2.5}, "runs": runs}
+    return {
+        "minutes": 1.0,
+        "common": list(learners.COMMON),
+        "update_s": {"shared": 3.0, "critic": 2.5},
+        "runs": runs,
+    }
 
 
 @pytest.mark.fast
@@ -88,26 +92,32 @@ def test_axes_of_generalisation(tmp_path, capsys, monkeypatch) -> None:
 
 @pytest.mark.fast
 def test_tables_of_the_agent_by_hand(tmp_path) -> None:
-    """Two agents at once cost half of what both took; ours is as good as they after 2 or 0 s."""
-    agents = {"agents_at_once": 2, "seed": 0, "data": "fixed", "train_s": 400.0, "plan_ms": 0.5}
+    """Two agents at once cost half of what both took; ours is as good as one of them after 2 s."""
+    common = {"agents_at_once": 2, "seed": 0, "data": "fixed", "plan_ms": 0.5, "gap_played": 0.0}
     rows = [
-        agents | {"users": 8, "gpus": 4, "gap_fixed": 0.02, "gap_fresh": 0.3,
-                  "curve": [[250, 100.0, 0.5], [500, 200.0, 0.02], [750, 400.0, 0.02]]},
-        agents | {"users": 8, "gpus": 8, "gap_fixed": 0.0, "gap_fresh": 0.1,
-                  "curve": [[250, 100.0, 0.5], [500, 200.0, 0.1], [750, 400.0, 0.0]]},
+        common | {"users": 8, "gpus": 4, "curve": [
+            [0, 0.0, 0.9, 0.9], [250, 100.0, 0.01, 0.5], [500, 200.0, 0.03, 0.4],
+            [750, 300.0, 0.02, 0.4], [1000, 400.0, 0.02, 0.3]]},
+        common | {"users": 8, "gpus": 8, "curve": [
+            [0, 0.0, 0.9, 0.9], [250, 100.0, 0.5, 0.5], [500, 200.0, 0.3, 0.4],
+            [750, 300.0, 0.1, 0.4], [1000, 400.0, 0.0, 0.1]]},
     ]  # fmt: skip
     curve = [
-        {"updates": 0, "train_s": 0.0, "gaps": [[8, 4, 0.4, 0.4], [8, 8, 0.3, 0.05]]},
-        {"updates": 2, "train_s": 2.0, "gaps": [[8, 4, 0.01, 0.02], [8, 8, 0.1, 0.01]]},
+        {"updates": 0, "train_s": 0.0, "gaps": [[0.4, 0.4], [0.3, 0.05]]},
+        {"updates": 1, "train_s": 1.0, "gaps": [[0.02, 0.4], [0.0, 0.05]]},
+        {"updates": 2, "train_s": 1.5, "gaps": [[0.03, 0.4], [0.3, 0.05]]},
+        {"updates": 3, "train_s": 2.0, "gaps": [[0.01, 0.02], [0.1, 0.01]]},
     ]
-    found = {"rows": rows, "ours": {"curve": curve, "plan_ms": 0.1}}
-    per_dqn_tables.write_pages(found, tmp_path / "dqn.json")
+    ours = {"cells": [[8, 4], [8, 8]], "runs": [{"seed": 0, "curve": curve}], "plan_ms": 0.1}
+    per_dqn_tables.write_pages({"rows": rows, "ours": ours}, tmp_path / "dqn.json")
     text = (tmp_path / "dqn.md").read_text()
-    assert "one instance | 2 | 1.000 | 20.000 | 400 | 0.5 |" in text
+    assert "trained on its one instance | 2 | 1.000 | 20.000 | 400 | 0.5 |" in text
     assert "ours, one network for all cells | 2 | 5.500 | 1.500 | 2 | 0.1 |" in text
-    assert "| 2.000 | 30.000 | 200 | 100 | 1.000 | 2.000 | 2.0 | 2.0 |" in text
-    assert "| 0.000 | 10.000 | 200 | 200 | 10.000 | 1.000 | never | 0 (untrained) |" in text
-    assert "in the other 1 after 50 times fewer core-seconds" in text
+    assert (
+        "| 8 | 4 | 1 | 2.000 | 30.000 | 1.000 | 0.000 | 200 | 150 | 1.000 | 2.000 | 2.0 |" in text
+    )
+    assert "| 0.000 | 10.000 | 0.000 | 0.000 | 200 | 200 | 10.000 | 1.000 | never |" in text
+    assert "in the other 1 after 75 times fewer core-seconds" in text
     assert (tmp_path / "dqn.png").stat().st_size > 10_000
 
 
@@ -136,14 +146,15 @@ def test_the_agent_of_the_paper(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(per_dqn_agent, "WARM_UP", 20)
     monkeypatch.setattr(per_dqn_agent, "CHUNK", 10)
     monkeypatch.setattr(per_dqn_cells, "FRESH", 8)
-    short = partial(per_dqn_ours.trained, updates=1)
-    monkeypatch.setattr(per_dqn_ours, "trained", short)
+    monkeypatch.setattr(per_dqn_ours, "UPDATES", 1)
+    monkeypatch.setattr(per_dqn, "OURS", (0,))
     out = tmp_path / "per_dqn.json"
     words = ["--users", "4", "--episodes", "20", "--out", str(out)]
     assert per_dqn.main(words) == 0
     rows = json.loads(out.read_text())["rows"]
     assert [(row["users"], row["gpus"]) for row in rows] == [(4, 4), (4, 8), (4, 12), (4, 16)]
-    assert all(len(row["curve"]) == 2 and row["train_s"] > 0 for row in rows)
+    assert all(len(row["curve"]) == 3 and row["curve"][-1][1] > 0 for row in rows)
+    assert all(row["gap_played"] <= row["curve"][0][2] + 1e-6 for row in rows)
     assert out.with_suffix(".md").read_text().count("| fixed | 4 |") == 4
     capsys.readouterr()
     assert per_dqn.main(words) == 0  # nothing is trained again
@@ -152,3 +163,5 @@ def test_the_agent_of_the_paper(tmp_path, monkeypatch, capsys) -> None:
     assert "users is (5,); must be among (4, 8, 12, 16, 20)" in capsys.readouterr().err
     assert per_dqn.main(["--episodes", "15"]) == 2
     assert "episodes is 15; must be a multiple of 10" in capsys.readouterr().err
+    assert per_dqn.main(["--episodes", "30", "--out", str(out)]) == 2
+    assert "episodes is 30; must be 20, as in" in capsys.readouterr().err
