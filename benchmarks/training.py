@@ -40,10 +40,10 @@ def cases(quick: bool) -> list[Case]:
 
 
 def _edge(order: Order) -> Learner:
-    """The shipped network on edge at its largest; in adaptive order it looks at 16 candidates."""
+    """PPO with the shipped network on edge at its largest; 16 candidates in adaptive order."""
     config = load_config("edge")
     env = EpisodeConfig(order, candidates=16 if order == "adaptive" else 0)
-    size = replace(config.learner, instances=32, samples=16)
+    size = replace(config.learner, objective="surrogate", instances=32, samples=16)
     network, scenario = runs.settings_of("edge").network, config.scenario.of_size(24)
     return replace(config, env=env, learner=size, network=network, scenario=scenario).to_learner()
 
