@@ -42,39 +42,37 @@ REFERENCE = "shared"
 EVALUATIONS = 10  # of a run
 ROUNDS = 5  # of measuring what an update costs
 SAMPLES, TEMPERATURE = 16, 3.0  # of the plans on the test set, beside the greedy one
+# Said in full, for what `--config edge` trains with follows from what is found here.
 COMMON = (
     "--env.order", "adaptive", "--env.candidates", "16", "--learner.instances", "32",
-    "--learner.samples", "16", "--learner.entropy", "3e-4",
+    "--learner.samples", "16", "--learner.entropy", "3e-4", "--learner.objective", "surrogate",
 )  # fmt: skip
 _QUIET = ("--tracking.wandb", "off", "--run.eval-instances", "512", "--run.keep", "1")
-_PPO = ("--learner.objective", "surrogate")
 _ONE_SHOT = (
-    *_PPO, "--env.order", "sorted", "--env.candidates", "0", "--env.one-shot",
-    "--env.reward", "terminal",
+    "--env.order", "sorted", "--env.candidates", "0", "--env.one-shot", "--env.reward", "terminal",
 )  # fmt: skip
 _IMITATE = ("--learner.objective", "imitation")
 # What a variant changes; they are compared within their table (`learner_tables.GROUPS`).
 VARIANTS: Mapping[str, Sequence[str]] = {
-    "shared": _PPO,
-    "critic": (*_PPO, "--learner.baseline", "critic"),
+    "shared": (),
+    "critic": ("--learner.baseline", "critic"),
     "preference": ("--learner.objective", "preference"),
     "self-labelling": (*_IMITATE, "--learner.labels", "best-sample"),
     # A search has more to find from samples that differ.
     "local-search labels": (
         *_IMITATE, "--learner.labels", "local-search", "--learner.temperature", "3",
     ),
-    "shared + layer": (*_PPO, "--learner.layer", "0.1"),
+    "shared + layer": ("--learner.layer", "0.1"),
     "one-shot": _ONE_SHOT,
     "one-shot + layer": (*_ONE_SHOT, "--learner.layer", "0.1"),
     "one-shot, layer alone": (*_ONE_SHOT, "--learner.layer", "1", "--learner.objective", "layer"),
     # Without reduced gains nothing says which pairs to look at: all are.
     "without reduced gains": (
-        *_PPO, "--env.candidates", "0", "--network.blind", "reduced-gains",
-        "--network.no-residual",
+        "--env.candidates", "0", "--network.blind", "reduced-gains", "--network.no-residual",
     ),
-    "without prices": (*_PPO, "--network.blind", "prices"),
-    "without pairs": (*_PPO, "--network.blind", "pairs"),
-    "without residual": (*_PPO, "--network.no-residual"),
+    "without prices": ("--network.blind", "prices"),
+    "without pairs": ("--network.blind", "pairs"),
+    "without residual": ("--network.no-residual",),
 }  # fmt: skip
 
 Document = dict[str, Any]
@@ -163,7 +161,7 @@ class Book:
         """Raises UsageError where the file's runs had another length."""
         self.path, self._lock = path, RLock()
         empty = {"minutes": minutes, "common": list(COMMON), "update_s": {}, "runs": []}
-        found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else empty
+        found = suite.read(path) if path.exists() else empty
         for name in ("minutes", "common"):
             if found[name] != empty[name]:
                 raise suite.UsageError(

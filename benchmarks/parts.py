@@ -23,14 +23,14 @@ def main(names: Sequence[str], out: Path | None, parts: Parts, needs: Needs | No
     Parts that `out` has already, and that are not run, stay in it, with its tables beside it (.md).
     Returns 0 good, 2 refused.
     """
+    found: dict[str, Any] = {}
     try:
         _check(names, out, parts, needs or {})
+        if out is not None and out.exists():
+            found = suite.read(out)
     except suite.UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    found: dict[str, Any] = {}
-    if out is not None and out.exists():
-        found = json.loads(out.read_text(encoding="utf-8"))
     for name in names or parts:
         rows = []
         for row in parts[name]():

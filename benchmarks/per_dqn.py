@@ -15,7 +15,6 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -131,51 +130,55 @@ class Arguments:
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """0 good, 2 refused."""
+    """0 good, 2 refused, 130 stopped."""
     parsed = tyro.cli(Arguments, args=words, prog="python -m benchmarks.per_dqn")
-    out = parsed.out
     try:
         check(parsed)
     except suite.UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    try:
+        train(parsed)
+    except KeyboardInterrupt:
+        print("stopped\nthe same command goes on after the last finished agent", file=sys.stderr)
+        return 130
+    return 0
+
+
+def train(parsed: Arguments) -> None:
+    """Ours, then every agent that the file has not; written after each."""
+    out = parsed.out
     if not out.exists():
         ours = per_dqn_ours.trained(cells_of(Arguments().users), OURS)
         replace_file(out, json.dumps({"ours": ours, "rows": []}, indent=1) + "\n")
     for group in groups(parsed):
-        rows = [r for r in _read(out)["rows"] if r["data"] == group.data]
+        rows = [r for r in suite.read(out)["rows"] if r["data"] == group.data]
         known = [(Cell(r["users"], r["gpus"]), r["seed"]) for r in rows]
         left = [agent for agent in group.agents if agent not in known]
         if not left:
             continue
         about = {"provenance": suite.provenance()}
         rows = [row | about for row in replace(group, agents=tuple(left)).run()]
-        found = _read(out)  # again: another process may have added its own
+        found = suite.read(out)  # again: another process may have added its own
         found["rows"] += rows
         replace_file(out, json.dumps(found, indent=1) + "\n")
         write_pages(found, out)
-    return 0
-
-
-def _read(out: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
-    return found
 
 
 def check(parsed: Arguments) -> None:
     """Raises UsageError before anything is trained."""
     suite.checked_out(parsed.out)
-    if parsed.out.exists():
-        other = {row["episodes"] for row in _read(parsed.out)["rows"]} - {parsed.episodes}
-        if other:
-            raise suite.UsageError(
-                f"episodes is {parsed.episodes}; must be {other.pop()}, as in {parsed.out}"
-            )
     allowed, chunk = Arguments().users, per_dqn_agent.CHUNK
     if not parsed.users or not set(parsed.users) <= set(allowed):
         raise suite.UsageError(f"users is {parsed.users}; must be among {allowed}")
     if parsed.episodes < 1 or parsed.episodes % chunk:
         raise suite.UsageError(f"episodes is {parsed.episodes}; must be a multiple of {chunk}")
+    if parsed.out.exists():
+        other = {row["episodes"] for row in suite.read(parsed.out)["rows"]} - {parsed.episodes}
+        if other:
+            raise suite.UsageError(
+                f"episodes is {parsed.episodes}; must be {other.pop()}, as in {parsed.out}"
+            )
 
 
 if __name__ == "__main__":

@@ -140,7 +140,7 @@ def _ratios(lines: Sequence[Line]) -> Iterator[str]:
             ratios = [line.kept_s / line.own_s for line in later]
             text += (
                 f", and in the other {len(later)} after {np.median(ratios):,.0f} times fewer "
-                f"core-seconds (median; {min(ratios):,.1f} to {max(ratios):,.0f})"
+                f"core-seconds (median; {min(ratios):,.0f} to {max(ratios):,.0f})"
             )
         yield text + "."
 

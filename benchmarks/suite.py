@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import platform
 from collections.abc import Callable, Sequence
@@ -41,6 +42,19 @@ def checked_out(path: Path | None) -> None:
         raise UsageError(f"out is {str(path)!r}, a folder; must be a file")
     if not path.parent.is_dir():
         raise UsageError(f"out is {str(path)!r}; its folder must exist")
+
+
+def read(path: Path) -> dict[str, Any]:
+    """What a benchmark wrote before. Raises UsageError where that cannot be read."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"out is {str(path)!r}; must be a benchmark's JSON file ({error})"
+        ) from None
+    if not isinstance(found, dict):
+        raise UsageError(f"out is {str(path)!r}; must be a benchmark's JSON file")
+    return found
 
 
 def run(
