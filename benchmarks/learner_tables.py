@@ -16,10 +16,11 @@ Document = dict[str, Any]
 # The questions, and the variants that answer each; the first one is what the others change.
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "learners": ("shared", "critic", "preference", "self-labelling", "local-search labels"),
-    "layer": ("shared", "shared + layer"),
+    "layer": ("shared", "shared + layer", "self-labelling", "self-labelling + layer"),
     "one-shot": ("one-shot", "one-shot + layer", "one-shot, layer alone"),
     "sight": (
-        "shared", "without reduced gains", "without prices", "without pairs", "without residual",
+        "self-labelling", "without reduced gains", "without prices", "without pairs",
+        "without residual",
     ),
 }  # fmt: skip
 

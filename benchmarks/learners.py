@@ -52,27 +52,29 @@ _ONE_SHOT = (
     "--env.order", "sorted", "--env.candidates", "0", "--env.one-shot", "--env.reward", "terminal",
 )  # fmt: skip
 _IMITATE = ("--learner.objective", "imitation")
+_OWN = (*_IMITATE, "--learner.labels", "best-sample")
 # What a variant changes; they are compared within their table (`learner_tables.GROUPS`).
 VARIANTS: Mapping[str, Sequence[str]] = {
     "shared": (),
     "critic": ("--learner.baseline", "critic"),
     "preference": ("--learner.objective", "preference"),
-    "self-labelling": (*_IMITATE, "--learner.labels", "best-sample"),
+    "self-labelling": _OWN,
     # A search has more to find from samples that differ.
     "local-search labels": (
         *_IMITATE, "--learner.labels", "local-search", "--learner.temperature", "3",
     ),
     "shared + layer": ("--learner.layer", "0.1"),
+    "self-labelling + layer": (*_OWN, "--learner.layer", "0.1"),
     "one-shot": _ONE_SHOT,
     "one-shot + layer": (*_ONE_SHOT, "--learner.layer", "0.1"),
     "one-shot, layer alone": (*_ONE_SHOT, "--learner.layer", "1", "--learner.objective", "layer"),
     # Without reduced gains nothing says which pairs to look at: all are.
     "without reduced gains": (
-        "--env.candidates", "0", "--network.blind", "reduced-gains", "--network.no-residual",
+        *_OWN, "--env.candidates", "0", "--network.blind", "reduced-gains", "--network.no-residual",
     ),
-    "without prices": ("--network.blind", "prices"),
-    "without pairs": ("--network.blind", "pairs"),
-    "without residual": ("--network.no-residual",),
+    "without prices": (*_OWN, "--network.blind", "prices"),
+    "without pairs": (*_OWN, "--network.blind", "pairs"),
+    "without residual": (*_OWN, "--network.no-residual"),
 }  # fmt: skip
 
 Document = dict[str, Any]
