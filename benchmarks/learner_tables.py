@@ -17,7 +17,10 @@ Document = dict[str, Any]
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "learners": ("shared", "critic", "preference", "self-labelling", "local-search labels"),
     "layer": ("shared", "shared + layer", "self-labelling", "self-labelling + layer"),
-    "one-shot": ("one-shot", "one-shot + layer", "one-shot, layer alone"),
+    "one-shot": (
+        "one-shot", "one-shot + layer", "one-shot, layer alone",
+        "one-shot without gains", "one-shot, blind + layer",
+    ),
     "sight": (
         "self-labelling", "without reduced gains", "without prices", "without pairs",
         "without residual",

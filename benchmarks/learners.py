@@ -51,6 +51,7 @@ _QUIET = ("--tracking.wandb", "off", "--run.eval-instances", "512", "--run.keep"
 _ONE_SHOT = (
     "--env.order", "sorted", "--env.candidates", "0", "--env.one-shot", "--env.reward", "terminal",
 )  # fmt: skip
+_BLIND = ("--env.candidates", "0", "--network.blind", "reduced-gains", "--network.no-residual")
 _IMITATE = ("--learner.objective", "imitation")
 _OWN = (*_IMITATE, "--learner.labels", "best-sample")
 # What a variant changes; they are compared within their table (`learner_tables.GROUPS`).
@@ -68,10 +69,11 @@ VARIANTS: Mapping[str, Sequence[str]] = {
     "one-shot": _ONE_SHOT,
     "one-shot + layer": (*_ONE_SHOT, "--learner.layer", "0.1"),
     "one-shot, layer alone": (*_ONE_SHOT, "--learner.layer", "1", "--learner.objective", "layer"),
+    # The gains that a policy sees are the layer's gradient at the empty plan: what if it sees none?
+    "one-shot without gains": (*_ONE_SHOT, *_BLIND),
+    "one-shot without gains + layer": (*_ONE_SHOT, *_BLIND, "--learner.layer", "0.1"),
     # Without reduced gains nothing says which pairs to look at: all are.
-    "without reduced gains": (
-        *_OWN, "--env.candidates", "0", "--network.blind", "reduced-gains", "--network.no-residual",
-    ),
+    "without reduced gains": (*_OWN, *_BLIND),
     "without prices": (*_OWN, "--network.blind", "prices"),
     "without pairs": (*_OWN, "--network.blind", "pairs"),
     "without residual": (*_OWN, "--network.no-residual"),
@@ -191,7 +193,7 @@ class Book:
             return
         found = seconds_of_updates(sorted({REFERENCE, *new}))
         scale = known.get(REFERENCE, found[REFERENCE]) / found[REFERENCE]
-        self.document["update_s"] = known | {name: scale * found[name] for name in new}
+        self.document["update_s"] = {name: scale * cost for name, cost in found.items()} | known
         self.save()
 
     def add(self, run: Document) -> None:
