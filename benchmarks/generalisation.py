@@ -36,11 +36,23 @@ TRAINED = EdgeScenario()  # what `edge` was trained on
 
 @dataclass(frozen=True)
 class Axis:
-    """What is changed: values along it, and the range of training."""
+    """What is changed: values along it, and the ranges of training."""
 
     label: str
     values: tuple[float, ...]
     trained: tuple[float, float]
+    sites: tuple[float, float] | None = None  # of `edge_sites`, where it saw more
+
+    @property
+    def ranges(self) -> str:
+        """What the policies were trained with, in words."""
+        words = [f"{low:g}" if low == high else f"{low:g} to {high:g}" for low, high in self.known]
+        return "; edge_sites with ".join(words)
+
+    @property
+    def known(self) -> list[tuple[float, float]]:
+        """The ranges, the narrow one first."""
+        return [self.trained, *([self.sites] if self.sites else [])]
 
     def scenario(self, name: str, value: float) -> EdgeScenario:
         """The site with this value, all else as in training."""
@@ -57,8 +69,8 @@ class Axis:
 
 AXES = {
     "users": Axis("users N", (4, 8, 16, 24, 32, 48, 64), (8, 24)),
-    "budget": Axis("GPU-seconds of each server", (0.3, 1, 2, 3, 4, 6, 12), (3, 3)),
-    "share": Axis("share of an A100", (0.1, 0.2, 0.4, 0.7, 1.0, 1.5, 2.0), (0.4, 1.0)),
+    "budget": Axis("GPU-seconds of each server", (0.3, 1, 2, 3, 4, 6, 12), (3, 3), (0.5, 6)),
+    "share": Axis("share of an A100", (0.1, 0.2, 0.4, 0.7, 1, 1.5, 2), (0.4, 1.0), (0.2, 1.5)),
     "similarity_home": Axis("similarity to the home model", (0, 0.2, 0.4, 0.7, 1.0), (0.4, 1.0)),
     "batches": Axis("batches M, two on each server", (2, 4, 6, 8, 12, 16), (6, 6)),
 }
@@ -70,7 +82,7 @@ class Arguments:
 
     axes: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     """What to change: users, budget, share, similarity_home, batches. Default: each in turn."""
-    policies: tuple[str, ...] = ("edge",)
+    policies: tuple[str, ...] = ("edge", "edge_sites")
     """Shipped policies, policy folders or run directories."""
     out: Path = OUT
     """JSON file to write, its tables (.md) and picture (.png) beside it. Axes that it has already,
@@ -95,12 +107,11 @@ def main(words: Sequence[str] | None = None) -> int:
 def _part(name: str, methods: Mapping[str, Decider]) -> Callable[[], Iterator[suite.Row]]:
     """The axis as a part of the benchmark; its text stands above its table."""
     axis = AXES[name]
-    low, high = (f"{value:g}" for value in axis.trained)
 
     def part() -> Iterator[suite.Row]:
         return measured(name, methods)
 
-    part.__doc__ = f"{axis.label}; trained with {low if low == high else f'{low} to {high}'}."
+    part.__doc__ = f"{axis.label}; trained with {axis.ranges}."
     return part
 
 
@@ -127,7 +138,7 @@ def deciders_of(policies: Sequence[str]) -> dict[str, Decider]:
 
 
 def picture(found: Mapping[str, Any]) -> Any:
-    """Gap against each axis, the training range shaded."""
+    """Gap against each axis; training ranges are shaded, that of `edge` twice."""
     names = [name for name in AXES if name in found]
     rows = len(names) // 3 + 1  # one panel is the legend's
     figure, axes = new_figure(rows, 3, (11.0, 3.0 * rows))
@@ -139,9 +150,9 @@ def picture(found: Mapping[str, Any]) -> Any:
         for method, style in look.items():
             gaps = 100 * np.maximum([point[method] for point in points], 1e-4)
             panel.plot(values, gaps, label=method.removeprefix("gap_"), lw=1.2, **style)
-        low, high = axis.trained
         margin = 0.01 * np.ptp(values)
-        panel.axvspan(low - margin, high + margin, color=COLOURS[0], alpha=0.12, lw=0)
+        for low, high in axis.known:
+            panel.axvspan(low - margin, high + margin, color=COLOURS[0], alpha=0.12, lw=0)
         panel.set_yscale("log")
         panel.yaxis.set_major_formatter(lambda x, _: f"{x:g}")
         panel.yaxis.set_minor_formatter(lambda x, _: f"{x:g}" if f"{x:g}"[-1] in "25" else "")

@@ -19,7 +19,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "layer": ("shared", "shared + layer", "self-labelling", "self-labelling + layer"),
     "one-shot": (
         "one-shot", "one-shot + layer", "one-shot, layer alone",
-        "one-shot without gains", "one-shot, blind + layer",
+        "one-shot without gains", "one-shot without gains + layer",
     ),
     "sight": (
         "self-labelling", "without reduced gains", "without prices", "without pairs",
@@ -84,7 +84,8 @@ def curves(document: Document, found: Mapping[str, Sequence[Document]]) -> Any:
             axes.grid(alpha=0.3)
     both[0].set(xlabel="minutes on 2 cores", ylabel="mean gap to reduced-greedy, %")
     both[1].set(xlabel="million trajectories")
-    top = min(3.0, both[0].get_ylim()[1])
+    last = max(100 * run["curve"][-1]["gap"] for runs in found.values() for run in runs)
+    top = min(max(3.0, 1.3 * last), both[0].get_ylim()[1])  # beginnings may be far above
     for axes in both:
         axes.set_ylim(top=top)
     both[1].legend(frameon=False, fontsize=8)

@@ -31,7 +31,7 @@ from offload_jax import learner as learning
 from offload_jax import model, runs, testsets
 from offload_jax.config import TrainConfig, load_config
 from offload_jax.documents import replace_file
-from offload_jax.hyperparameters import Learner
+from offload_jax.hyperparameters import Learner, LearnerConfig
 from offload_jax.learner import LearnerState
 from offload_jax.policies import best_of
 from offload_jax.tracking import read_rows
@@ -135,13 +135,15 @@ def trained(
     pin = hasattr(os, "sched_setaffinity")  # not on every system
     cores = sorted(os.sched_getaffinity(0)) if pin else []
     free = [own.tolist() for own in np.array_split(cores, workers)]
+    # Here, not below: classes are read by `ast.parse`, which fails in threads (Python 3.11).
+    sizes = {name: config_of(name).learner for name, _ in wanted}
 
     def work(name: str, seed: int) -> None:
         own = free.pop()
         if pin:
             os.sched_setaffinity(0, own)  # this thread's and its children's
         try:
-            train(book, name, seed, folder_of(folder, name, seed))
+            train(book, name, seed, sizes[name], folder_of(folder, name, seed))
         finally:
             free.append(own)
 
@@ -234,9 +236,9 @@ def _update(learner: Learner, state: LearnerState) -> LearnerState:
     return learning.update(learner, state)[0]
 
 
-def train(book: Book, name: str, seed: int, folder: Path) -> None:
+def train(book: Book, name: str, seed: int, size: LearnerConfig, folder: Path) -> None:
     """A run, or the rest of one, by `train.py` in a process of its own; its curve to the book."""
-    updates, size = book.updates_of(name), config_of(name).learner
+    updates = book.updates_of(name)
     every = str(max(updates // EVALUATIONS, 1))
     words = [*COMMON, *VARIANTS[name], *_QUIET, "--learner.updates", str(updates)]
     words += ["--run.eval-every", every, "--run.log-every", every, "--seed", str(seed)]

@@ -80,11 +80,13 @@ def test_axes_of_generalisation(tmp_path, capsys, monkeypatch) -> None:
     rows = [{"users": v, "instances": 8, "gap_edge, greedy": v / 1000} for v in (4, 16)]
     monkeypatch.setattr(generalisation, "measured", lambda name, deciders: iter(rows))
     out = tmp_path / "sites.json"
-    assert generalisation.main(["users", "--out", str(out)]) == 0
+    words = ["--policies", "edge", "--out", str(out)]
+    assert generalisation.main(["users", *words]) == 0
     assert "| 16 | 8 | 1.6 |" in out.with_suffix(".md").read_text()
     assert "trained with 8 to 24" in out.with_suffix(".md").read_text()
     assert out.with_suffix(".png").stat().st_size > 10_000
-    assert generalisation.main(["weather", "--out", str(out)]) == 2
+    assert generalisation.AXES["budget"].ranges == "3; edge_sites with 0.5 to 6"
+    assert generalisation.main(["weather", *words]) == 2
     assert "parts has 'weather'; must be among users, budget" in capsys.readouterr().err
     assert generalisation.main(["--policies", "nobody", "--out", str(out)]) == 2
     assert "nobody" in capsys.readouterr().err

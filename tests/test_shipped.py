@@ -60,7 +60,7 @@ def test_arrays_of_another_network_are_refused(policy, tmp_path) -> None:
 
 
 def test_the_policies_of_the_package() -> None:
-    assert shipped.names() == ["edge", "edge_arrival", "edge_large", "paper"]
+    assert shipped.names() == ["edge", "edge_arrival", "edge_large", "edge_sites", "paper"]
     for name in shipped.names():
         assert oj.load_policy(name).source == name
 
@@ -71,6 +71,7 @@ def test_the_policies_of_the_package() -> None:
         ("edge", "edge", 64, 0.015),
         ("edge_arrival", "edge", 64, 0.04),
         ("edge_large", "edge_large", 8, 0.03),
+        ("edge_sites", "edge", 64, 0.02),
     ],
 )
 def test_the_policies_of_the_package_are_good(name, testset, count, gap) -> None:
