@@ -124,6 +124,7 @@ def measured(name: str, methods: Mapping[str, Decider]) -> Iterator[suite.Row]:
         gaps = {f"gap_{row.method}": row.gap_mean for row in compared.rows}
         shown = {key: gap for key, gap in gaps.items() if key.removeprefix("gap_") not in SEARCHES}
         yield {name: value, "instances": INSTANCES, **shown}
+        jax.clear_caches()  # the programs of every shape together need too many memory maps
 
 
 def deciders_of(policies: Sequence[str]) -> dict[str, Decider]:

@@ -81,7 +81,9 @@ def _table(rows: Sequence[Row]) -> str:
 
 
 def _spoken(key: str) -> str:
-    return key.replace("_", " ") + (" %" if key.startswith("gap_") else "")
+    if key.startswith("gap_"):
+        return f"gap {key.removeprefix('gap_')} %"  # of a method, by its name
+    return key.replace("_", " ")
 
 
 def _short(key: str, value: Any) -> str:
