@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -251,7 +252,7 @@ def cause(error: Exception) -> Literal["key", "server", "other"]:
     import wandb
 
     text = str(error).lower()
-    if "api key" in text or "401" in text:
+    if re.search(r"api key|\b401\b", text):  # alone: ports have such digits, too
         return "key"
     return "server" if isinstance(error, wandb.errors.CommError | TimeoutError) else "other"
 

@@ -13,12 +13,14 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+import wandb
 from test_runs import tiny
 from tracked import FAULTS, OFFLINE, Fault, Loop, go_through, small_disk
 from wandb_server import Server
 
 from offload_jax import cli, courier, folders, manifest, mirror, runs
 from offload_jax.tracking import TrackingConfig
+from offload_jax.uploader import cause
 
 
 @pytest.fixture
@@ -273,6 +275,12 @@ def test_a_trained_run(server, tmp_path, wandb) -> None:
     files = [p for p in (run.folder / "checkpoints" / "4").rglob("*") if p.is_file()]
     assert sorted(there) == sorted(path.stat().st_size for path in files)
     assert said == []
+
+
+def test_a_port_is_no_refused_key() -> None:
+    late = "Post http://127.0.0.1:34015/graphql: context deadline exceeded"
+    assert cause(wandb.errors.CommError(late)) == "server"
+    assert cause(wandb.errors.CommError("returned error 401: user is not logged in")) == "key"
 
 
 def test_sync_refuses(server, tmp_path, monkeypatch, capsys) -> None:
