@@ -20,39 +20,27 @@ import tyro
 from benchmarks import parts, suite
 from offload_jax import runs
 from offload_jax.charts import COLOURS, new_figure, save, styles
-from offload_jax.config import ConfigError
+from offload_jax.config import ConfigError, load_config
 from offload_jax.evaluation import Decider, compare, deciders
 from offload_jax.learner import sample_instances
 from offload_jax.saved import CheckpointError
-from offload_jax.scenario import EdgeScenario
+from offload_jax.scenario import EdgeScenario, MixtureScenario
 from offload_jax.shipped import PolicyError
 
 OUT = Path(__file__).resolve().parents[1] / "benchmarks" / "results" / "generalisation.json"
 INSTANCES = 128
 RULES = ("reduced-greedy", "local-search")
 SEARCHES = ("tabu", "annealing")  # make the reference better, and are not shown
-TRAINED = EdgeScenario()  # what `edge` was trained on
+CONFIGS = ("edge", "edge_sites")  # what the shipped policies of these names were trained on
+TRAINED = EdgeScenario()  # what `edge` was trained on, and where one thing is changed
 
 
 @dataclass(frozen=True)
 class Axis:
-    """What is changed: values along it, and the ranges of training."""
+    """What is changed, and values along it."""
 
     label: str
     values: tuple[float, ...]
-    trained: tuple[float, float]
-    sites: tuple[float, float] | None = None  # of `edge_sites`, where it saw more
-
-    @property
-    def ranges(self) -> str:
-        """What the policies were trained with, in words."""
-        words = [f"{low:g}" if low == high else f"{low:g} to {high:g}" for low, high in self.known]
-        return "; edge_sites with ".join(words)
-
-    @property
-    def known(self) -> list[tuple[float, float]]:
-        """The ranges, the narrow one first."""
-        return [self.trained, *([self.sites] if self.sites else [])]
 
     def scenario(self, name: str, value: float) -> EdgeScenario:
         """The site with this value, all else as in training."""
@@ -68,12 +56,24 @@ class Axis:
 
 
 AXES = {
-    "users": Axis("users N", (4, 8, 16, 24, 32, 48, 64), (8, 24)),
-    "budget": Axis("GPU-seconds of each server", (0.3, 1, 2, 3, 4, 6, 12), (3, 3), (0.5, 6)),
-    "share": Axis("share of an A100", (0.1, 0.2, 0.4, 0.7, 1, 1.5, 2), (0.4, 1.0), (0.2, 1.5)),
-    "similarity_home": Axis("similarity to the home model", (0, 0.2, 0.4, 0.7, 1.0), (0.4, 1.0)),
-    "batches": Axis("batches M, two on each server", (2, 4, 6, 8, 12, 16), (6, 6)),
+    "users": Axis("users N", (4, 8, 16, 24, 32, 48, 64)),
+    "budget": Axis("GPU-seconds of each server", (0.3, 1, 2, 3, 4, 6, 12)),
+    "share": Axis("share of an A100", (0.1, 0.2, 0.4, 0.7, 1.0, 1.5, 2.0)),
+    "similarity_home": Axis("similarity to the home model", (0, 0.2, 0.4, 0.7, 1.0)),
+    "batches": Axis("batches M, two on each server", (2, 4, 6, 8, 12, 16)),
 }
+
+
+def ranges_of(name: str) -> dict[str, tuple[float, float]]:
+    """The smallest and largest values of an axis that each configuration trains with."""
+    field = "num_users" if name == "users" else name
+    found = {}
+    for config in CONFIGS:
+        scenario = load_config(config).scenario
+        parts = scenario.parts if isinstance(scenario, MixtureScenario) else (scenario,)
+        values = np.hstack([getattr(part, field) for part in parts])
+        found[config] = (float(values.min()), float(values.max()))
+    return found
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Arguments:
 
     axes: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     """What to change: users, budget, share, similarity_home, batches. Default: each in turn."""
-    policies: tuple[str, ...] = ("edge", "edge_sites")
+    policies: tuple[str, ...] = CONFIGS
     """Shipped policies, policy folders or run directories."""
     out: Path = OUT
     """JSON file to write, its tables (.md) and picture (.png) beside it. Axes that it has already,
@@ -106,12 +106,15 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def _part(name: str, methods: Mapping[str, Decider]) -> Callable[[], Iterator[suite.Row]]:
     """The axis as a part of the benchmark; its text stands above its table."""
-    axis = AXES[name]
+    told = [
+        f"{config} {low:g}" + (f" to {high:g}" if high > low else "")
+        for config, (low, high) in ranges_of(name).items()
+    ]
 
     def part() -> Iterator[suite.Row]:
         return measured(name, methods)
 
-    part.__doc__ = f"{axis.label}; trained with {axis.ranges}."
+    part.__doc__ = f"{AXES[name].label}. Trained with: {', '.join(told)}."
     return part
 
 
@@ -139,7 +142,7 @@ def deciders_of(policies: Sequence[str]) -> dict[str, Decider]:
 
 
 def picture(found: Mapping[str, Any]) -> Any:
-    """Gap against each axis; training ranges are shaded, that of `edge` twice."""
+    """Gap against each axis; training ranges are shaded, twice where they overlap."""
     names = [name for name in AXES if name in found]
     rows = len(names) // 3 + 1  # one panel is the legend's
     figure, axes = new_figure(rows, 3, (11.0, 3.0 * rows))
@@ -152,7 +155,7 @@ def picture(found: Mapping[str, Any]) -> Any:
             gaps = 100 * np.maximum([point[method] for point in points], 1e-4)
             panel.plot(values, gaps, label=method.removeprefix("gap_"), lw=1.2, **style)
         margin = 0.01 * np.ptp(values)
-        for low, high in axis.known:
+        for low, high in set(ranges_of(name).values()):
             panel.axvspan(low - margin, high + margin, color=COLOURS[0], alpha=0.12, lw=0)
         panel.set_yscale("log")
         panel.yaxis.set_major_formatter(lambda x, _: f"{x:g}")

@@ -83,9 +83,9 @@ def test_axes_of_generalisation(tmp_path, capsys, monkeypatch) -> None:
     words = ["--policies", "edge", "--out", str(out)]
     assert generalisation.main(["users", *words]) == 0
     assert "| 16 | 8 | 1.6 |" in out.with_suffix(".md").read_text()
-    assert "trained with 8 to 24" in out.with_suffix(".md").read_text()
+    assert "Trained with: edge 8 to 24, edge_sites 8 to 24." in out.with_suffix(".md").read_text()
     assert out.with_suffix(".png").stat().st_size > 10_000
-    assert generalisation.AXES["budget"].ranges == "3; edge_sites with 0.5 to 6"
+    assert generalisation.ranges_of("budget") == {"edge": (3, 3), "edge_sites": (0.5, 6)}
     assert generalisation.main(["weather", *words]) == 2
     assert "parts has 'weather'; must be among users, budget" in capsys.readouterr().err
     assert generalisation.main(["--policies", "nobody", "--out", str(out)]) == 2
