@@ -90,7 +90,7 @@ class Arguments:
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """0 good, 2 refused."""
+    """0 good, 2 refused, 130 stopped."""
     parsed = tyro.cli(Arguments, args=words, prog="python -m benchmarks.generalisation")
     try:
         methods = deciders_of(parsed.policies)
@@ -98,7 +98,7 @@ def main(words: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     status = parts.main(parsed.axes, parsed.out, {name: _part(name, methods) for name in AXES})
-    if status == 0:
+    if status != 2 and parsed.out.exists():  # a stopped one has finished axes, too
         found = json.loads(parsed.out.read_text(encoding="utf-8"))
         save(picture(found), parsed.out.with_suffix(".png"))
     return status

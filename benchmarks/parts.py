@@ -21,7 +21,7 @@ def main(names: Sequence[str], out: Path | None, parts: Parts, needs: Needs | No
     """Runs the named parts (all for no name), printing each row and writing after each part.
 
     Parts that `out` has already, and that are not run, stay in it, with its tables beside it (.md).
-    Returns 0 good, 2 refused.
+    Returns 0 good, 2 refused, 130 stopped.
     """
     found: dict[str, Any] = {}
     try:
@@ -31,17 +31,26 @@ def main(names: Sequence[str], out: Path | None, parts: Parts, needs: Needs | No
     except suite.UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    for name in names or parts:
-        rows = []
-        for row in parts[name]():
-            told = ", ".join(f"{_spoken(k)} {_short(k, v)}" for k, v in row.items())
-            print(f"{name}: {told}", flush=True)
-            rows.append(row)
-        found[name] = {"provenance": suite.provenance(), "rows": rows}
-        if out is not None:
-            replace_file(out, json.dumps(found, indent=1) + "\n")
-            replace_file(out.with_suffix(".md"), markdown(found, parts))
+    try:
+        for name in names or parts:
+            found[name] = {"provenance": suite.provenance(), "rows": _rows(name, parts)}
+            if out is not None:
+                replace_file(out, json.dumps(found, indent=1) + "\n")
+                replace_file(out.with_suffix(".md"), markdown(found, parts))
+    except KeyboardInterrupt:
+        print("stopped; finished parts stay in the output file", file=sys.stderr)
+        return 130
     return 0
+
+
+def _rows(name: str, parts: Parts) -> list[Row]:
+    """The rows of a part, each told as soon as it is measured."""
+    rows = []
+    for row in parts[name]():
+        told = ", ".join(f"{_spoken(k)} {_short(k, v)}" for k, v in row.items())
+        print(f"{name}: {told}", flush=True)
+        rows.append(row)
+    return rows
 
 
 def _check(names: Sequence[str], out: Path | None, parts: Parts, needs: Needs) -> None:

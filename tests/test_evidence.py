@@ -86,6 +86,14 @@ def test_axes_of_generalisation(tmp_path, capsys, monkeypatch) -> None:
     assert "Trained with: edge 8 to 24, edge_sites 8 to 24." in out.with_suffix(".md").read_text()
     assert out.with_suffix(".png").stat().st_size > 10_000
     assert generalisation.ranges_of("budget") == {"edge": (3, 3), "edge_sites": (0.5, 6)}
+
+    def stop(name, deciders):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(generalisation, "measured", stop)
+    assert generalisation.main(["budget", *words]) == 130
+    assert "finished parts stay" in capsys.readouterr().err
+    assert "| 16 | 8 | 1.6 |" in out.with_suffix(".md").read_text()
     assert generalisation.main(["weather", *words]) == 2
     assert "parts has 'weather'; must be among users, budget" in capsys.readouterr().err
     assert generalisation.main(["--policies", "nobody", "--out", str(out)]) == 2
