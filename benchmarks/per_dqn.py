@@ -1,10 +1,10 @@
 """The paper's own agent beside ours: `python -m benchmarks.per_dqn`.
 
 A network for each cell (N users, E edge GPUs), trained as published on one fixed instance, or on
-fresh ones; our learner trains one network for all cells and is judged on the same instances. What
-is as published, and what could not be, says `per_dqn_agent`. Training costs are core-seconds of
-the process, without compiling. Once ours are in the output file, processes with different N may
-share it.
+fresh ones; our learner trains such networks on the same, and one network for all cells. All are
+judged on the same instances. What is as published, and what could not be, says `per_dqn_agent`.
+Training costs are core-seconds of the process, without compiling. Once the network for all cells
+is in the output file, processes with different N may share it.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 
 import jax
@@ -30,13 +31,14 @@ from offload_jax.instance import Instance
 
 OUT = Path(__file__).resolve().parents[1] / "benchmarks" / "results" / "per_dqn.json"
 OURS = (0, 1, 2)  # seeds
+Trained = tuple[Cell, int]  # and its seed
 
 
 @dataclass(frozen=True)
 class Group:
-    """Agents with the same number of users that are trained side by side: (cell, seed) of each."""
+    """Agents with the same number of users that are trained side by side."""
 
-    agents: tuple[tuple[Cell, int], ...]
+    agents: tuple[Trained, ...]
     data: Data
     episodes: int
 
@@ -150,19 +152,31 @@ def train(parsed: Arguments) -> None:
     out = parsed.out
     if not out.exists():
         ours = per_dqn_ours.trained(cells_of(Arguments().users), OURS)
-        replace_file(out, json.dumps({"ours": ours, "rows": []}, indent=1) + "\n")
+        replace_file(out, json.dumps({"ours": ours, "alone": [], "rows": []}, indent=1) + "\n")
+    for data, users in product(parsed.data, parsed.users):
+        agents = [(cell, seed) for cell in cells_of([users]) for seed in OURS]
+        _add(out, "alone", per_dqn_ours.trained_alone(_left(out, "alone", data, agents), data))
     for group in groups(parsed):
-        rows = [r for r in suite.read(out)["rows"] if r["data"] == group.data]
-        known = [(Cell(r["users"], r["gpus"]), r["seed"]) for r in rows]
-        left = [agent for agent in group.agents if agent not in known]
-        if not left:
-            continue
-        about = {"provenance": suite.provenance()}
-        rows = [row | about for row in replace(group, agents=tuple(left)).run()]
+        left = _left(out, "rows", group.data, group.agents)
+        if left:
+            _add(out, "rows", replace(group, agents=tuple(left)).run())
+
+
+def _left(out: Path, kind: str, data: Data, agents: Sequence[Trained]) -> list[Trained]:
+    """Those that the file has not."""
+    rows = [row for row in suite.read(out)[kind] if row["data"] == data]
+    known = [(Cell(row["users"], row["gpus"]), row["seed"]) for row in rows]
+    return [agent for agent in agents if agent not in known]
+
+
+def _add(out: Path, kind: str, rows: Iterable[suite.Row]) -> None:
+    """Writes each row when it comes, and the pages once there is an agent."""
+    for row in rows:
         found = suite.read(out)  # again: another process may have added its own
-        found["rows"] += rows
+        found[kind].append(row | {"provenance": suite.provenance()})
         replace_file(out, json.dumps(found, indent=1) + "\n")
-        write_pages(found, out)
+        if found["rows"]:
+            write_pages(found, out)
 
 
 def check(parsed: Arguments) -> None:

@@ -4,123 +4,138 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from offload_jax.charts import new_figure, save, styles
+from offload_jax.charts import COLOURS, new_figure, save
 from offload_jax.documents import replace_file
 
 Document = Mapping[str, Any]
+Curve = tuple[np.ndarray, np.ndarray]  # core-seconds, and the gaps by WHERE at them
 EQUAL = 1e-6  # gaps that differ by less are the same
 WHERE = ("fixed", "fresh")  # instances that plans are judged on, and that agents are trained on
+ALONE, TOGETHER = "a network per cell", "one network for all cells"
+
+
+@dataclass(frozen=True)
+class Side:
+    """Networks of one kind in a cell, over seeds."""
+
+    gaps: np.ndarray  # by WHERE, at their ends: means
+    train_s: float  # core-seconds, the mean
+    first_s: float  # of these, until the gap was that of PER-DQN at its end: the median
+    kept_s: float  # and until it stayed so
 
 
 @dataclass(frozen=True)
 class Line:
-    """A cell in numbers, means over seeds: the agent's, and ours on the same instances."""
+    """A cell in numbers: the agent's, and ours on the same instances."""
 
-    data: str  # what the agent was trained on
+    data: str  # what agents, and ours alone, were trained on
     users: int
     gpus: int
     seeds: int
-    gaps: Sequence[float]  # by WHERE: the agent's at its end
-    best: float  # and the best of its greedy plans on the way, on what it was trained on
-    played: float | None  # and the best plan of any of its episodes
-    train_s: float  # core-seconds
-    kept_s: float  # of these, until it was as good as at its end, and stayed so
+    agent: Side
+    played: float | None  # gap of the best plan of any of its episodes
     plan_ms: float
-    own: Sequence[float]  # by WHERE: ours
-    own_s: float  # core-seconds of ours until as good as the agent, and staying so; the median
+    ours: Mapping[str, Side]  # ALONE, TOGETHER
 
 
 def write_pages(found: Document, out: Path) -> None:
-    """The tables (.md) and the picture (.png) beside the results."""
+    """Beside the results: a summary (.md), all cells (-cells.md) and the picture (.png)."""
     lines = list(lines_of(found))
-    text = "\n\n".join([_summary(found, lines), *_ratios(lines), _cells(lines)])
+    text = "\n\n".join([_summary(found, lines), *_ratios(lines)])
     replace_file(out.with_suffix(".md"), text + "\n")
+    replace_file(out.with_name(out.stem + "-cells.md"), _cells(lines) + "\n")
     save(_picture(found), out.with_suffix(".png"))
 
 
 def lines_of(found: Document) -> Iterator[Line]:
     """A line for each cell and kind of training."""
-    ours = found["ours"]
-    for data, users, gpus in sorted({(r["data"], r["users"], r["gpus"]) for r in found["rows"]}):
-        rows = [
-            r for r in found["rows"] if (r["data"], r["users"], r["gpus"]) == (data, users, gpus)
-        ]
-        judged = WHERE.index(data)
-        curves = [_curve(row) for row in rows]
-        place = ours["cells"].index([users, gpus])
-        own = [_own(run, place) for run in ours["runs"]]
+    for data, users, gpus in sorted({_place(row) for row in found["rows"]}):
+        rows = [row for row in found["rows"] if _place(row) == (data, users, gpus)]
+        judged, curves = WHERE.index(data), [_curve(row) for row in rows]
+        wanted = [gaps[-1, judged] for _, gaps in curves]
+        own = {
+            ALONE: [_curve(r) for r in found["alone"] if _place(r) == (data, users, gpus)],
+            TOGETHER: _together(found["ours"], users, gpus),
+        }
         played = [row["gap_played"] for row in rows]
         yield Line(
             data=data,
             users=users,
             gpus=gpus,
             seeds=len(rows),
-            gaps=np.mean([gaps[-1] for _, gaps in curves], axis=0),
-            best=float(np.mean([gaps[:, judged].min() for _, gaps in curves])),
+            agent=_side(list(zip(curves, wanted, strict=True)), judged),
             played=None if None in played else float(np.mean(played)),
-            train_s=float(np.mean([seconds[-1] for seconds, _ in curves])),
-            kept_s=float(np.mean([_kept(s, g[:, judged], g[-1, judged]) for s, g in curves])),
             plan_ms=float(np.mean([row["plan_ms"] for row in rows])),
-            own=np.mean([gaps[-1] for _, gaps in own], axis=0),
-            own_s=float(
-                np.median(
-                    [
-                        _kept(seconds, gaps[:, judged], theirs[-1, judged])
-                        for seconds, gaps in own
-                        for _, theirs in curves
-                    ]
-                )
-            ),
+            ours={name: _side(list(product(each, wanted)), judged) for name, each in own.items()},
         )
 
 
-def _curve(row: Document) -> tuple[np.ndarray, np.ndarray]:
-    """(core-seconds of the agent alone, its gaps by WHERE) at every point."""
-    points = np.array(row["curve"], float)
-    return points[:, 1] / row["agents_at_once"], points[:, 2:]
+def _place(row: Document) -> tuple[str, int, int]:
+    return row["data"], row["users"], row["gpus"]
 
 
-def _own(run: Document, place: int) -> tuple[np.ndarray, np.ndarray]:
-    """The same of one of our runs, on the cell at that place."""
-    curve = run["curve"]
-    return np.array([p["train_s"] for p in curve]), np.array([p["gaps"][place] for p in curve])
+def _curve(row: Document) -> Curve:
+    points = np.array(row["curve"], float)  # (steps, seconds of all agents at once, gaps)
+    return points[:, 1] / row.get("agents_at_once", 1), points[:, 2:]
 
 
-def _kept(seconds: np.ndarray, gaps: np.ndarray, wanted: float) -> float:
-    """From when on all gaps are as small as wanted; infinite where the last one is not."""
-    worse = np.flatnonzero(gaps > wanted + EQUAL)
-    first = 0 if not len(worse) else worse[-1] + 1
-    return float(seconds[first]) if first < len(seconds) else np.inf
+def _together(ours: Document, users: int, gpus: int) -> list[Curve]:
+    """Of the network for all cells, in this one."""
+    place = ours["cells"].index([users, gpus])
+    return [
+        (
+            np.array([point["train_s"] for point in run["curve"]]),
+            np.array([point["gaps"][place] for point in run["curve"]]),
+        )
+        for run in ours["runs"]
+    ]
+
+
+def _side(pairs: Sequence[tuple[Curve, float]], judged: int) -> Side:
+    """Of pairs of a curve and the gap that it should come to."""
+    when = [_when(seconds, gaps[:, judged], wanted) for (seconds, gaps), wanted in pairs]
+    return Side(
+        gaps=np.mean([gaps[-1] for (_, gaps), _ in pairs], axis=0),
+        train_s=float(np.mean([seconds[-1] for (seconds, _), _ in pairs])),
+        first_s=float(np.median([first for first, _ in when])),
+        kept_s=float(np.median([kept for _, kept in when])),
+    )
+
+
+def _when(seconds: np.ndarray, gaps: np.ndarray, wanted: float) -> tuple[float, float]:
+    """When the gap first is as small as wanted, and from when on it stays so; infinite: never."""
+    good = gaps <= wanted + EQUAL
+    kept = 0 if good.all() else np.flatnonzero(~good)[-1] + 1
+    first = seconds[good.argmax()] if good.any() else np.inf
+    return float(first), float(seconds[kept]) if kept < len(seconds) else np.inf
 
 
 def _summary(found: Document, lines: Sequence[Line]) -> str:
-    """A row for each kind of training, and ours on the same cells."""
-    ours = found["ours"]
-    total = np.mean([run["curve"][-1]["train_s"] for run in ours["runs"]])
+    """A row for each kind of training, and of ours on the same cells."""
     shown = []
     for data in dict.fromkeys(line.data for line in lines):
         mine = [line for line in lines if line.data == data]
         most = max(line.users for line in mine)
-        plan_ms = np.mean([line.plan_ms for line in mine if line.users == most])
+        plan_ms = float(np.mean([line.plan_ms for line in mine if line.users == most]))
         what = "its one instance" if data == "fixed" else "fresh instances"
-        theirs = np.mean([line.gaps for line in mine], axis=0)
-        own = np.mean([line.own for line in mine], axis=0)
-        cost = sum(line.train_s for line in mine)
-        for name, gaps, seconds, ms in (
-            (f"PER-DQN, a network per cell, trained on {what}", theirs, cost, plan_ms),
-            ("ours, one network for all cells", own, total, ours["plan_ms"]),
+        alone, together = ([line.ours[name] for line in mine] for name in (ALONE, TOGETHER))
+        own_ms = found["ours"]["plan_ms"]
+        for name, sides, seconds, ms in (
+            (f"PER-DQN, {ALONE}, {what}", [line.agent for line in mine], None, plan_ms),
+            (f"ours, {ALONE}, {what}", alone, None, own_ms),
+            (f"ours, {TOGETHER}, fresh instances", together, together[0].train_s, own_ms),
         ):
-            there, fresh = (_percent(gap) for gap in gaps)
-            shown.append(
-                f"| {name} | {len(mine)} | {there} | {fresh} | {seconds:,.0f} | {ms:.2g} |"
-            )
+            there, fresh = map(_percent, np.mean([side.gaps for side in sides], axis=0))
+            cost = seconds or sum(side.train_s for side in sides)
+            shown.append(f"| {name} | {len(mine)} | {there} | {fresh} | {cost:,.0f} | {ms:.2g} |")
     head = (
-        "| learner | cells | gap on the published instances % | on fresh ones % "
+        "| networks, trained on | cells | gap on the published instances % | on fresh ones % "
         "| training, core-s | ms per plan, in batches |\n|---|---:|---:|---:|---:|---:|"
     )
     return "\n".join([head, *dict.fromkeys(shown)])
@@ -128,41 +143,60 @@ def _summary(found: Document, lines: Sequence[Line]) -> str:
 
 def _ratios(lines: Sequence[Line]) -> Iterator[str]:
     """How many times fewer core-seconds ours took to be as good as the agents."""
-    for data in dict.fromkeys(line.data for line in lines):
+    kinds = dict.fromkeys((line.data, name) for line in lines for name in line.ours)
+    for data, name in kinds:
         mine = [line for line in lines if line.data == data]
-        own = [line.own_s for line in mine]
-        later = [line for line in mine if 0 < line.own_s < np.inf]
+        own = [line.ours[name].kept_s for line in mine]
         text = (
-            f"Trained and judged on {data} instances: of {len(mine)} cells ours was as good as the "
-            f"agent at its end before any training in {own.count(0)}, never in {own.count(np.inf)}"
+            f"Ours, {name}, against PER-DQN trained on {data} instances: of {len(mine)} cells as "
+            f"good as PER-DQN at its end before any training in {own.count(0)}, never in "
+            f"{own.count(np.inf)}"
         )
+        later = [line for line in mine if 0 < line.ours[name].kept_s < np.inf]
         if later:
-            ratios = [line.kept_s / line.own_s for line in later]
             text += (
-                f", and in the other {len(later)} after {np.median(ratios):,.0f} times fewer "
-                f"core-seconds (median; {min(ratios):,.0f} to {max(ratios):,.0f})"
+                f", and in the other {len(later)} after fewer core-seconds by factors of "
+                f"{_factors([x.agent.kept_s / x.ours[name].kept_s for x in later])}, where as good "
+                "means for good, and "
+                f"{_factors([x.agent.first_s / x.ours[name].first_s for x in later])} to the "
+                "first time"
             )
         yield text + "."
 
 
+def _factors(ratios: Sequence[float]) -> str:
+    median, least, most = map(_short, (np.median(ratios), min(ratios), max(ratios)))
+    return f"{median} (median; {least} to {most})"
+
+
 def _cells(lines: Sequence[Line]) -> str:
+    names = ("PER-DQN", f"ours, {ALONE}", f"ours, {TOGETHER}")
+    each = "gap on the published instance % | on fresh ones % | core-s | as good as PER-DQN after"
     head = (
-        "| trained on | N | E | seeds | PER-DQN: gap on the published instance % | on fresh ones % "
-        "| its best greedy plan % | best plan played % | core-s | as good as at the end after "
-        "| ours: gap there % | on fresh ones % | core-s to be as good as PER-DQN |\n|---|"
+        "Gaps are means over seeds, core-seconds until as good as PER-DQN at its end medians: the "
+        "first time / for good.\n\n"
+        "| trained on | N | E | seeds | best plan that PER-DQN played % | "
+        + " | ".join(f"{name}: {each}" for name in names)
+        + " |\n|---|"
     )
-    return "\n".join([head + "---:|" * 12, *map(_row, lines)])
+    return "\n".join([head + "---:|" * 16, *map(_row, lines)])
 
 
 def _row(line: Line) -> str:
-    gaps = [*line.gaps, line.best, line.played]
-    theirs = " | ".join("" if gap is None else _percent(gap) for gap in gaps)
-    own = " | ".join(_percent(gap) for gap in line.own)
-    when = "never" if line.own_s == np.inf else f"{line.own_s:.1f}" if line.own_s else "untrained"
-    return (
-        f"| {line.data} | {line.users} | {line.gpus} | {line.seeds} | {theirs} "
-        f"| {line.train_s:,.0f} | {line.kept_s:,.0f} | {own} | {when} |"
-    )
+    played = "" if line.played is None else _percent(line.played)
+    sides = [
+        f"{' | '.join(map(_percent, side.gaps))} | {_short(side.train_s)} "
+        f"| {_short(side.first_s)} / {_short(side.kept_s)}"
+        for side in (line.agent, *line.ours.values())
+    ]
+    first = f"| {line.data} | {line.users} | {line.gpus} | {line.seeds} | {played} | "
+    return first + " | ".join(sides) + " |"
+
+
+def _short(value: float) -> str:
+    if value == np.inf:
+        return "never"
+    return f"{value:,.0f}" if value >= 10 else f"{value:.1f}"
 
 
 def _percent(gap: float) -> str:
@@ -181,18 +215,20 @@ def _picture(found: Document) -> Any:
 
 
 def _draw(axes: Any, found: Document, data: str) -> None:
-    judged, ours = WHERE.index(data), found["ours"]
-    rows = [row for row in found["rows"] if row["data"] == data]
-    users = sorted({row["users"] for row in rows})
-    look = styles([*(f"PER-DQN, N = {n}" for n in users), "ours, all N"])
+    rows, alone = ([r for r in found[kind] if r["data"] == data] for kind in ("rows", "alone"))
     cells = sorted({(row["users"], row["gpus"]) for row in rows})
-    own = [_own(run, ours["cells"].index(list(c))) for run in ours["runs"] for c in cells]
-    each = [[_curve(row) for row in rows if row["users"] == n] for n in users] + [own]
-    for (name, style), curves in zip(look.items(), each, strict=True):
+
+    def line(curves: Sequence[Curve], **look: Any) -> None:
         # A logarithmic axis has no place for 0 s, and a logarithm none for a gap of 0.
-        seconds, gaps = (np.mean([c[i] for c in curves], axis=0)[1:] for i in (0, 1))
-        width = 2.0 if name.startswith("ours") else 1.0
-        axes.plot(seconds, 100 * gaps[:, judged], label=name, lw=width, **style)
+        seconds, gaps = (np.mean([curve[i] for curve in curves], axis=0)[1:] for i in (0, 1))
+        axes.plot(seconds, 100 * gaps[:, WHERE.index(data)], **look)
+
+    for colour, users in zip(COLOURS, sorted({n for n, _ in cells}), strict=False):
+        theirs, own = ([_curve(r) for r in kind if r["users"] == users] for kind in (rows, alone))
+        line(theirs, label=f"PER-DQN, N = {users}", color=colour, ls="--", lw=1)
+        line(own, label=f"ours, N = {users}", color=colour, lw=2)
+    together = [curve for place in cells for curve in _together(found["ours"], *place)]
+    line(together, label=f"ours, {TOGETHER}", color="black", lw=2)
     axes.set(xscale="log", xlabel="core-seconds of training a network")
     axes.set_yscale("symlog", linthresh=0.01)
     axes.set_ylim(bottom=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -119,15 +120,34 @@ def test_tables_of_the_agent_by_hand(tmp_path) -> None:
         {"updates": 3, "train_s": 2.0, "gaps": [[0.01, 0.02], [0.1, 0.01]]},
     ]
     ours = {"cells": [[8, 4], [8, 8]], "runs": [{"seed": 0, "curve": curve}], "plan_ms": 0.1}
-    per_dqn_tables.write_pages({"rows": rows, "ours": ours}, tmp_path / "dqn.json")
+    alone = [
+        {"users": 8, "gpus": 4, "data": "fixed", "curve": [
+            [0, 0.0, 0.4, 0.4], [5, 0.5, 0.01, 0.4], [10, 1.0, 0.4, 0.4], [15, 1.5, 0.0, 0.2]]},
+        {"users": 8, "gpus": 8, "data": "fixed", "curve": [
+            [0, 0.0, 0.0, 0.1], [5, 0.5, 0.0, 0.1], [10, 1.0, 0.0, 0.1], [15, 1.5, 0.0, 0.1]]},
+    ]  # fmt: skip
+    found = {"rows": rows, "alone": alone, "ours": ours}
+    per_dqn_tables.write_pages(found, tmp_path / "dqn.json")
     text = (tmp_path / "dqn.md").read_text()
-    assert "trained on its one instance | 2 | 1.000 | 20.000 | 400 | 0.5 |" in text
-    assert "ours, one network for all cells | 2 | 5.500 | 1.500 | 2 | 0.1 |" in text
     assert (
-        "| 8 | 4 | 1 | 2.000 | 30.000 | 1.000 | 0.000 | 200 | 150 | 1.000 | 2.000 | 2.0 |" in text
+        "PER-DQN, a network per cell, its one instance | 2 | 1.000 | 20.000 | 400 | 0.5 |" in text
     )
-    assert "| 0.000 | 10.000 | 0.000 | 0.000 | 200 | 200 | 10.000 | 1.000 | never |" in text
-    assert "in the other 1 after 75 times fewer core-seconds" in text
+    assert "ours, a network per cell, its one instance | 2 | 0.000 | 15.000 | 3 | 0.1 |" in text
+    assert (
+        "ours, one network for all cells, fresh instances | 2 | 5.500 | 1.500 | 2 | 0.1 |" in text
+    )
+    good = "of 2 cells as good as PER-DQN at its end before any training in {}, never in {}, and in"
+    less = "the other 1 after fewer core-seconds by factors of {0} (median; {0} to {0}), where as"
+    times = "good means for good, and {0} (median; {0} to {0}) to the first time."
+    assert " ".join([good.format(1, 0), less.format(100), times.format(100)]) in text
+    assert " ".join([good.format(0, 1), less.format(75), times.format(50)]) in text
+    text = (tmp_path / "dqn-cells.md").read_text()
+    theirs = "| fixed | 8 | 4 | 1 | 0.000 | 2.000 | 30.000 | 200 | 50 / 150 |"
+    assert f"{theirs} 0.000 | 20.000 | 1.5 | 0.5 / 1.5 | 1.000 | 2.000 | 2.0 | 1.0 / 2.0 |" in text
+    theirs = "| fixed | 8 | 8 | 1 | 0.000 | 0.000 | 10.000 | 200 | 200 / 200 |"
+    assert (
+        f"{theirs} 0.000 | 10.000 | 1.5 | 0.0 / 0.0 | 10.000 | 1.000 | 2.0 | 1.0 / never |" in text
+    )
     assert (tmp_path / "dqn.png").stat().st_size > 10_000
 
 
@@ -156,16 +176,23 @@ def test_the_agent_of_the_paper(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(per_dqn_agent, "WARM_UP", 20)
     monkeypatch.setattr(per_dqn_agent, "CHUNK", 10)
     monkeypatch.setattr(per_dqn_cells, "FRESH", 8)
-    monkeypatch.setattr(per_dqn_ours, "UPDATES", 1)
+    for name, updates in (("TOGETHER", 1), ("ALONE", 5)):
+        fewer = replace(getattr(per_dqn_ours, name), updates=updates)
+        monkeypatch.setattr(per_dqn_ours, name, fewer)
     monkeypatch.setattr(per_dqn, "OURS", (0,))
+    some = [per_dqn_cells.Cell(4, 4), per_dqn_cells.Cell(4, 16)]
+    monkeypatch.setattr(per_dqn, "cells_of", lambda _: some)
     out = tmp_path / "per_dqn.json"
     words = ["--users", "4", "--episodes", "20", "--out", str(out)]
     assert per_dqn.main(words) == 0
     rows = json.loads(out.read_text())["rows"]
-    assert [(row["users"], row["gpus"]) for row in rows] == [(4, 4), (4, 8), (4, 12), (4, 16)]
+    assert [(row["users"], row["gpus"]) for row in rows] == [(4, 4), (4, 16)]
     assert all(len(row["curve"]) == 3 and row["curve"][-1][1] > 0 for row in rows)
     assert all(row["gap_played"] <= row["curve"][0][2] + 1e-6 for row in rows)
-    assert out.with_suffix(".md").read_text().count("| fixed | 4 |") == 4
+    assert (tmp_path / "per_dqn-cells.md").read_text().count("| fixed | 4 |") == 2
+    alone = json.loads(out.read_text())["alone"]
+    assert [row["gpus"] for row in alone] == [4, 16]
+    assert all(len(row["curve"]) == 2 and row["curve"][-1][1] > 0 for row in alone)
     capsys.readouterr()
     assert per_dqn.main(words) == 0  # nothing is trained again
     assert "episode" not in capsys.readouterr().out
