@@ -19,6 +19,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "layer": ("shared", "shared + layer", "self-labelling", "self-labelling + layer"),
     "one-shot": (
         "one-shot", "one-shot + layer", "one-shot, layer alone",
+        "one-shot without reduced gains", "one-shot without reduced gains + layer",
         "one-shot without gains", "one-shot without gains + layer",
     ),
     "sight": (

@@ -51,7 +51,7 @@ _QUIET = ("--tracking.wandb", "off", "--run.eval-instances", "512", "--run.keep"
 _ONE_SHOT = (
     "--env.order", "sorted", "--env.candidates", "0", "--env.one-shot", "--env.reward", "terminal",
 )  # fmt: skip
-_BLIND = ("--env.candidates", "0", "--network.blind", "reduced-gains", "--network.no-residual")
+_BLIND = ("--env.candidates", "0", "--network.no-residual", "--network.blind", "reduced-gains")
 _IMITATE = ("--learner.objective", "imitation")
 _OWN = (*_IMITATE, "--learner.labels", "best-sample")
 # What a variant changes; they are compared within their table (`learner_tables.GROUPS`).
@@ -70,8 +70,13 @@ VARIANTS: Mapping[str, Sequence[str]] = {
     "one-shot + layer": (*_ONE_SHOT, "--learner.layer", "0.1"),
     "one-shot, layer alone": (*_ONE_SHOT, "--learner.layer", "1", "--learner.objective", "layer"),
     # The gains that a policy sees are the layer's gradient at the empty plan: what if it sees none?
-    "one-shot without gains": (*_ONE_SHOT, *_BLIND),
-    "one-shot without gains + layer": (*_ONE_SHOT, *_BLIND, "--learner.layer", "0.1"),
+    # (Of the empty plan, gains at levels tell as much as reduced gains.)
+    "one-shot without reduced gains": (*_ONE_SHOT, *_BLIND),
+    "one-shot without reduced gains + layer": (*_ONE_SHOT, *_BLIND, "--learner.layer", "0.1"),
+    "one-shot without gains": (*_ONE_SHOT, *_BLIND, "level-gains"),
+    "one-shot without gains + layer": (
+        *_ONE_SHOT, *_BLIND, "level-gains", "--learner.layer", "0.1",
+    ),
     # Without reduced gains nothing says which pairs to look at: all are.
     "without reduced gains": (*_OWN, *_BLIND),
     "without prices": (*_OWN, "--network.blind", "prices"),

@@ -6,6 +6,7 @@ Unlike the environment, a network works on one instance (callers `vmap`): the ba
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, get_args
@@ -18,16 +19,17 @@ from flax import struct
 from jaxtyping import Array, Bool, Float
 
 from offload_jax.checks import Checks
-from offload_jax.features import STEP_FEATURES, Description, Observation
+from offload_jax.features import LEVELS, STEP_FEATURES, Description, Observation
 
 Dtype = Literal["float32", "bfloat16"]
-Sight = Literal["reduced-gains", "prices", "pairs"]
-# Columns of `features.STEP_FEATURES` that go with what can be hidden.
-_OF_SIGHT = {
+Sight = Literal["reduced-gains", "prices", "pairs", "level-gains"]
+# What can be hidden of every step: columns of `features.STEP_FEATURES`.
+_OF_STEPS: Mapping[str, Sequence[str]] = {
     "reduced-gains": ("reduced", "gain", "ahead", "wanting", "hope", "regret", "lead"),
     "prices": ("price",),
-    "pairs": (),  # those of the encoder are: `Description.pairs`
 }
+# And of what the encoder sees: columns of `Description.pairs`, where gains at `LEVELS` are first.
+_OF_PAIRS = {"pairs": slice(None), "level-gains": slice(len(LEVELS))}
 UNSEEN = -50.0  # logit of pairs that are not looked at, below all others
 
 
@@ -100,8 +102,9 @@ class ActorCritic(nn.Module):
 
     def encode(self, description: Description) -> Encoding:
         """Once per instance, O((N + M)^2)."""
-        if "pairs" in self.config.blind:
-            description = replace(description, pairs=jnp.zeros_like(description.pairs))
+        for hidden in (_OF_PAIRS[sight] for sight in self.config.blind if sight in _OF_PAIRS):
+            pairs = description.pairs.at[:, :, hidden].set(0)
+            description = replace(description, pairs=pairs)
         description = self._narrowed(description)
         # Not `astype`: IREE's compiler (3.13) fuses that into the products below and then fails.
         real = jnp.where(description.mask, jnp.ones((), description.users.dtype), 0)
@@ -192,7 +195,7 @@ class ActorCritic(nn.Module):
 
     def _shown(self, observation: Observation) -> Observation:
         """With zeros in the columns that the network is blind for."""
-        hidden = {name for sight in self.config.blind for name in _OF_SIGHT[sight]}
+        hidden = {name for sight in self.config.blind for name in _OF_STEPS.get(sight, ())}
         if not hidden:
             return observation
         shown = np.array([name not in hidden for name in STEP_FEATURES])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -25,9 +26,9 @@ from episodes import (
 )
 
 from offload_jax.env import EnvConfig, num_actions, reset
-from offload_jax.features import STEP_FEATURES, describe, observe
+from offload_jax.features import LEVELS, STEP_FEATURES, describe, observe
 from offload_jax.instance import pad_users, toy
-from offload_jax.networks import UNSEEN, ActorCritic, NetworkConfig
+from offload_jax.networks import UNSEEN, ActorCritic, NetworkConfig, Sight
 from offload_jax.scenario import EdgeScenario
 
 NETWORK = ActorCritic(NetworkConfig(width=16, layers=2, heads=4))
@@ -274,7 +275,7 @@ def test_candidates_have_the_logits_that_they_have_among_all(params):
     np.testing.assert_allclose(some[:-1][others], seen.min() + UNSEEN, rtol=1e-5)
 
 
-@pytest.mark.parametrize("sight", ["reduced-gains", "prices", "pairs"])
+@pytest.mark.parametrize("sight", get_args(Sight))
 def test_what_is_hidden_changes_no_logit(params, sight):
     """And nothing else is hidden: a change of any other feature does."""
     env = ENVS["adaptive"]
@@ -283,15 +284,17 @@ def test_what_is_hidden_changes_no_logit(params, sight):
     blind = ActorCritic(replace(NETWORK.config, blind=(sight,), residual=False))
     apply = jit(lambda d, o: blind.apply(params, d, o)[0])
     before = apply(description, observation)
-    hidden = {"prices": ["price"], "pairs": []}.get(
-        sight, ["reduced", "gain", "ahead", "wanting", "hope", "regret", "lead"]
-    )
+    gains = ["reduced", "gain", "ahead", "wanting", "hope", "regret", "lead"]
+    hidden = {"prices": ["price"], "reduced-gains": gains}.get(sight, [])
     for i, name in enumerate(STEP_FEATURES):
         changed = replace(observation, pairs=observation.pairs.at[:, :, i].add(0.5))
         same = np.array_equal(apply(description, changed), before)
         assert same == (name in hidden), name
-    changed = replace(description, pairs=description.pairs + 0.5)
-    assert np.array_equal(apply(changed, observation), before) == (sight == "pairs")
+    columns = description.pairs.shape[2]
+    hidden = {"pairs": range(columns), "level-gains": range(len(LEVELS))}.get(sight, [])
+    for i in range(columns):
+        changed = replace(description, pairs=description.pairs.at[:, :, i].add(0.5))
+        assert np.array_equal(apply(changed, observation), before) == (i in hidden), i
 
 
 NARROW = ActorCritic(NetworkConfig(width=16, layers=2, heads=4, dtype="bfloat16"))
