@@ -154,17 +154,21 @@ def _ratios(lines: Sequence[Line]) -> Iterator[str]:
         )
         later = [line for line in mine if 0 < line.ours[name].kept_s < np.inf]
         if later:
+            # A network that nothing has trained may be as good for a moment: no ratio for those.
+            first = [line for line in later if line.ours[name].first_s]
             text += (
                 f", and in the other {len(later)} after fewer core-seconds by factors of "
                 f"{_factors([x.agent.kept_s / x.ours[name].kept_s for x in later])}, where as good "
                 "means for good, and "
-                f"{_factors([x.agent.first_s / x.ours[name].first_s for x in later])} to the "
-                "first time"
+                f"{_factors([x.agent.first_s / x.ours[name].first_s for x in first])} to the "
+                f"first time (of {len(first)})"
             )
         yield text + "."
 
 
 def _factors(ratios: Sequence[float]) -> str:
+    if not ratios:
+        return "none"
     median, least, most = map(_short, (np.median(ratios), min(ratios), max(ratios)))
     return f"{median} (median; {least} to {most})"
 
@@ -206,7 +210,7 @@ def _percent(gap: float) -> str:
 def _picture(found: Document) -> Any:
     """Mean gap over cells against training, on what the agents of a panel are trained on."""
     kinds = [data for data in WHERE if any(row["data"] == data for row in found["rows"])]
-    figure, axes = new_figure(1, len(kinds), (0.6 + 4.8 * len(kinds), 3.8))
+    figure, axes = new_figure(1, len(kinds), (0.6 + 4.8 * len(kinds), 5.2))
     for panel, data in zip(np.ravel(axes), kinds, strict=True):
         _draw(panel, found, data)
         panel.set_title(f"{data} instances", fontsize=9)
@@ -233,4 +237,4 @@ def _draw(axes: Any, found: Document, data: str) -> None:
     axes.set_yscale("symlog", linthresh=0.01)
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.16))

@@ -138,7 +138,7 @@ def test_tables_of_the_agent_by_hand(tmp_path) -> None:
     )
     good = "of 2 cells as good as PER-DQN at its end before any training in {}, never in {}, and in"
     less = "the other 1 after fewer core-seconds by factors of {0} (median; {0} to {0}), where as"
-    times = "good means for good, and {0} (median; {0} to {0}) to the first time."
+    times = "good means for good, and {0} (median; {0} to {0}) to the first time (of 1)."
     assert " ".join([good.format(1, 0), less.format(100), times.format(100)]) in text
     assert " ".join([good.format(0, 1), less.format(75), times.format(50)]) in text
     text = (tmp_path / "dqn-cells.md").read_text()
