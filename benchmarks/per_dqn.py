@@ -188,7 +188,13 @@ def check(parsed: Arguments) -> None:
     if parsed.episodes < 1 or parsed.episodes % chunk:
         raise suite.UsageError(f"episodes is {parsed.episodes}; must be a multiple of {chunk}")
     if parsed.out.exists():
-        other = {row["episodes"] for row in suite.read(parsed.out)["rows"]} - {parsed.episodes}
+        found = suite.read(parsed.out)
+        if missing := {"ours", "alone", "rows"} - found.keys():
+            raise suite.UsageError(
+                f"{parsed.out} has no {', '.join(sorted(missing))}; "
+                "must be a file of this benchmark"
+            )
+        other = {row["episodes"] for row in found["rows"]} - {parsed.episodes}
         if other:
             raise suite.UsageError(
                 f"episodes is {parsed.episodes}; must be {other.pop()}, as in {parsed.out}"

@@ -85,12 +85,10 @@ def _train_for_all(
 
 def trained_alone(agents: Sequence[tuple[Cell, int]], data: Data) -> Iterator[suite.Row]:
     """Trains a network for each (cell, seed), all of one number of users, on the agents' data."""
-    users = {cell.users for cell, _ in agents}
-    scenario = PaperScenario(num_users=tuple(users))  # only to begin: instances are of the pool
-    common = replace(load_config("paper"), scenario=scenario, learner=ALONE)
     step = None
     for cell, seed in agents:
-        config = replace(common, seed=seed)
+        scenario = PaperScenario(num_users=(cell.users,))  # to begin: instances are of the pool
+        config = replace(load_config("paper"), scenario=scenario, learner=ALONE, seed=seed)
         pool, best = cell.pool(data, seed), (optimum(cell.fixed), optimum(cell.fresh))
         if step is None:  # one program for all cells
             step = _on_pool(config).lower(pool, runs.initial_state(config)).compile()

@@ -202,6 +202,9 @@ def test_the_agent_of_the_paper(tmp_path, monkeypatch, capsys) -> None:
     assert "episodes is 15; must be a multiple of 10" in capsys.readouterr().err
     assert per_dqn.main(["--episodes", "30", "--out", str(out)]) == 2
     assert "episodes is 30; must be 20, as in" in capsys.readouterr().err
+    out.write_text('{"rows": []}')
+    assert per_dqn.main(words) == 2
+    assert "has no alone, ours; must be a file of this benchmark" in capsys.readouterr().err
     out.write_text("{")
     assert per_dqn.main(words) == 2
     assert "must be a benchmark's JSON file" in capsys.readouterr().err
