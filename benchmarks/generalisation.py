@@ -1,7 +1,8 @@
 """How far from its training range a policy stays good: `python -m benchmarks.generalisation`.
 
 One thing about the site is changed at a time, far beyond what the policy was trained on; plans are
-compared with the best that any method here finds, searches included.
+compared with the best that any method here finds, searches included. Policies that differ in their
+seed only are one row: its gaps are a list.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import tyro
 from benchmarks import parts, suite
 from offload_jax import runs
 from offload_jax.charts import COLOURS, new_figure, save, styles
+from offload_jax.comparison import Row
 from offload_jax.config import ConfigError, load_config
 from offload_jax.evaluation import Decider, compare, deciders
 from offload_jax.learner import sample_instances
@@ -32,6 +34,7 @@ INSTANCES = 128
 RULES = ("reduced-greedy", "local-search")
 SEARCHES = ("tabu", "annealing")  # make the reference better, and are not shown
 CONFIGS = ("edge", "edge_sites")  # what the shipped policies of these names were trained on
+SEED = " #"  # between the name of a method and the place of its seed
 TRAINED = EdgeScenario()  # what `edge` was trained on, and where one thing is changed
 
 
@@ -83,7 +86,8 @@ class Arguments:
     axes: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     """What to change: users, budget, share, similarity_home, batches. Default: each in turn."""
     policies: tuple[str, ...] = CONFIGS
-    """Shipped policies, policy folders or run directories."""
+    """Shipped policies, policy folders or run directories. NAME=POLICY,POLICY,...: trained alike
+    with several seeds, of which mean, lowest and highest are shown."""
     out: Path = OUT
     """JSON file to write, its tables (.md) and picture (.png) beside it. Axes that it has already,
     and that are not measured, stay in it."""
@@ -114,7 +118,8 @@ def _part(name: str, methods: Mapping[str, Decider]) -> Callable[[], Iterator[su
     def part() -> Iterator[suite.Row]:
         return measured(name, methods)
 
-    part.__doc__ = f"{AXES[name].label}. Trained with: {', '.join(told)}."
+    about = f"{AXES[name].label}; {INSTANCES} instances a row"
+    part.__doc__ = f"{about}. Trained with: {', '.join(told)}."
     return part
 
 
@@ -124,25 +129,36 @@ def measured(name: str, methods: Mapping[str, Decider]) -> Iterator[suite.Row]:
         scenario = AXES[name].scenario(name, value)
         instances = sample_instances(scenario, jax.random.key(1), INSTANCES)
         compared = compare({"all": instances}, dict(methods))
-        gaps = {f"gap_{row.method}": row.gap_mean for row in compared.rows}
-        shown = {key: gap for key, gap in gaps.items() if key.removeprefix("gap_") not in SEARCHES}
-        yield {name: value, "instances": INSTANCES, **shown}
+        yield {name: value, **by_method(compared.rows)}
         jax.clear_caches()  # the programs of every shape together need too many memory maps
 
 
+def by_method(rows: Sequence[Row]) -> dict[str, float | list[float]]:
+    """Mean gaps, but not of the searches; of a policy with several seeds all of theirs."""
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        method = row.method.partition(SEED)[0]
+        if method not in SEARCHES:
+            found.setdefault(f"gap_{method}", []).append(row.gap_mean)
+    return {method: gaps if len(gaps) > 1 else gaps[0] for method, gaps in found.items()}
+
+
 def deciders_of(policies: Sequence[str]) -> dict[str, Decider]:
-    """Rules, searches, and the policies, each greedy and the best of 16."""
+    """Rules, searches, and the policies, each greedy and the best of 16; after SEED its place."""
     key = jax.random.key(0)
     found = deciders(None, (), key, (*RULES, *SEARCHES))
-    for source in policies:
-        mine = deciders(runs.load_policy(source), (1, 16), key, ())
-        name = Path(source).name
-        found |= {f"{name}, {how.removeprefix('policy, ')}": each for how, each in mine.items()}
+    for word in policies:
+        label, several, listed = word.partition("=")
+        name = label if several else Path(word).name
+        for seed, source in enumerate(listed.split(",") if several else [word]):
+            mine = deciders(runs.load_policy(source), (1, 16), key, ())
+            for how, each in mine.items():
+                found[f"{name}, {how.removeprefix('policy, ')}{SEED}{seed}"] = each
     return found
 
 
 def picture(found: Mapping[str, Any]) -> Any:
-    """Gap against each axis; training ranges are shaded, twice where they overlap."""
+    """Gap against each axis, bands hold all seeds; training ranges are shaded, twice if two are."""
     names = [name for name in AXES if name in found]
     rows = len(names) // 3 + 1  # one panel is the legend's
     figure, axes = new_figure(rows, 3, (11.0, 3.0 * rows))
@@ -152,8 +168,12 @@ def picture(found: Mapping[str, Any]) -> Any:
         values = np.array([point[name] for point in points], float)
         look = styles([key for key in points[0] if key.startswith("gap_")])
         for method, style in look.items():
-            gaps = 100 * np.maximum([point[method] for point in points], 1e-4)
-            panel.plot(values, gaps, label=method.removeprefix("gap_"), lw=1.2, **style)
+            seeds = [np.atleast_1d(point[method]) for point in points]
+            gaps = 100 * np.maximum(seeds, 1e-4)
+            label = method.removeprefix("gap_")
+            panel.plot(values, gaps.mean(axis=1), label=label, lw=1.2, **style)
+            band = {"color": style["color"], "alpha": 0.15, "lw": 0}
+            panel.fill_between(values, gaps.min(axis=1), gaps.max(axis=1), **band)
         margin = 0.01 * np.ptp(values)
         for low, high in set(ranges_of(name).values()):
             panel.axvspan(low - margin, high + margin, color=COLOURS[0], alpha=0.12, lw=0)

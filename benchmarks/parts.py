@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
@@ -98,6 +99,9 @@ def _spoken(key: str) -> str:
 def _short(key: str, value: Any) -> str:
     if value is None:
         return ""
+    if isinstance(value, list):  # of several seeds
+        mean, low, high = (_short(key, f(value)) for f in (statistics.fmean, min, max))
+        return f"{mean} ({low} to {high})"
     if not isinstance(value, float):
         return f"{value:,}" if isinstance(value, int) else str(value)
     return f"{100 * value:.3g}" if key.startswith("gap_") else f"{value:.3g}"

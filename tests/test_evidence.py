@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 from dataclasses import replace
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -78,15 +79,26 @@ def test_axes_of_generalisation(tmp_path, capsys, monkeypatch) -> None:
     for name, axis in generalisation.AXES.items():
         for value in axis.values:
             axis.scenario(name, value).validate()
-    rows = [{"users": v, "instances": 8, "gap_edge, greedy": v / 1000} for v in (4, 16)]
+    rows = [
+        {"users": v, "gap_edge, greedy": v / 1000, "gap_new, greedy": [v / 1000, v / 500]}
+        for v in (4, 16)
+    ]
     monkeypatch.setattr(generalisation, "measured", lambda name, deciders: iter(rows))
     out = tmp_path / "sites.json"
     words = ["--policies", "edge", "--out", str(out)]
     assert generalisation.main(["users", *words]) == 0
-    assert "| 16 | 8 | 1.6 |" in out.with_suffix(".md").read_text()
+    assert "| 16 | 1.6 | 2.4 (1.6 to 3.2) |" in out.with_suffix(".md").read_text()
     assert "Trained with: edge 8 to 24, edge_sites 8 to 24." in out.with_suffix(".md").read_text()
     assert out.with_suffix(".png").stat().st_size > 10_000
     assert generalisation.ranges_of("budget") == {"edge": (3, 3), "edge_sites": (0.5, 6)}
+
+    named = generalisation.deciders_of(["edge", "both=edge,edge_sites"])
+    greedy = [name for name in named if "greedy #" in name]
+    assert greedy == ["edge, greedy #0", "both, greedy #0", "both, greedy #1"]
+    gaps = dict(zip([*greedy, "tabu"], (0.1, 0.2, 0.4, 0.3), strict=True))
+    found = [SimpleNamespace(method=name, gap_mean=gap) for name, gap in gaps.items()]
+    shown = {"gap_edge, greedy": 0.1, "gap_both, greedy": [0.2, 0.4]}
+    assert generalisation.by_method(found) == shown
 
     def stop(name, deciders):
         raise KeyboardInterrupt
@@ -94,7 +106,7 @@ def test_axes_of_generalisation(tmp_path, capsys, monkeypatch) -> None:
     monkeypatch.setattr(generalisation, "measured", stop)
     assert generalisation.main(["budget", *words]) == 130
     assert "finished parts stay" in capsys.readouterr().err
-    assert "| 16 | 8 | 1.6 |" in out.with_suffix(".md").read_text()
+    assert "| 16 | 1.6 | 2.4 (1.6 to 3.2) |" in out.with_suffix(".md").read_text()
     assert generalisation.main(["weather", *words]) == 2
     assert "parts has 'weather'; must be among users, budget" in capsys.readouterr().err
     assert generalisation.main(["--policies", "nobody", "--out", str(out)]) == 2
