@@ -42,7 +42,7 @@ class LearnerConfig:
     # surrogate: PPO's; preference: best sample against the others; imitation: the best plan found;
     # layer: nothing but -V(p)
     objective: Objective = "surrogate"
-    labels: Labels = "local-search"  # what is imitated: its plan from the best sample, or that one
+    labels: Labels = "best-sample"  # what is imitated: that one, or a local search's plan from it
     paths: int = 4  # trajectories to the plan that is imitated
     layer: float = 0.0  # weight of -V(p): what the convex layer says the probabilities are worth
     updates: int = 400
