@@ -1,7 +1,8 @@
 """Our side of PER-DQN's comparison, twice.
 
 `train.py` as it comes makes one network for all cells; and, as for PER-DQN, a network for each cell
-is trained on what the agent of that cell is trained on, where small batches do.
+is trained on what the agent of that cell is trained on, where small batches do. Both are
+self-labelling.
 """
 
 from __future__ import annotations
@@ -27,10 +28,11 @@ from offload_jax.policies import Policy, greedy_plan
 from offload_jax.scenario import PaperScenario
 from offload_jax.types import Key
 
-CHECKED = (0, 1, 2, 4, 7, 12, 20, 35, 60, 100, 160, 250)  # updates after which plans are judged
+# Updates after which plans are judged.
+CHECKED = (0, 1, 2, 4, 7, 12, 20, 35, 60, 100, 160, 250, 400)
 TOGETHER = load_config("paper").learner
-# Self-labelling. Labels come from 16 samples, as ever: with 8 a cell stayed at a local optimum.
-ALONE = replace(TOGETHER, objective="imitation", labels="best-sample", instances=8, updates=200)
+# Labels come from 16 samples, as ever: with 8 a cell stayed at a local optimum.
+ALONE = replace(TOGETHER, instances=8, updates=200)
 ALONE_EVERY = 5  # updates between judgements
 REPEATS = 5
 
