@@ -144,12 +144,17 @@ def by_method(rows: Sequence[Row]) -> dict[str, float | list[float]]:
 
 
 def deciders_of(policies: Sequence[str]) -> dict[str, Decider]:
-    """Rules, searches, and the policies, each greedy and the best of 16; after SEED its place."""
+    """Rules, searches, and the policies, each greedy and the best of 16; after SEED its place.
+
+    Raises ConfigError for two policies of one name, and as `runs.load_policy` does.
+    """
     key = jax.random.key(0)
     found = deciders(None, (), key, (*RULES, *SEARCHES))
     for word in policies:
         label, several, listed = word.partition("=")
         name = label if several else Path(word).name
+        if any(method.startswith(f"{name}, ") for method in found):
+            raise ConfigError(f"policies has {name!r} twice; name them: NAME=POLICY")
         for seed, source in enumerate(listed.split(",") if several else [word]):
             mine = deciders(runs.load_policy(source), (1, 16), key, ())
             for how, each in mine.items():

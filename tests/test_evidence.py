@@ -111,6 +111,8 @@ def test_axes_of_generalisation(tmp_path, capsys, monkeypatch) -> None:
     assert "parts has 'weather'; must be among users, budget" in capsys.readouterr().err
     assert generalisation.main(["--policies", "nobody", "--out", str(out)]) == 2
     assert "nobody" in capsys.readouterr().err
+    assert generalisation.main(["--policies", "edge", "edge=paper", "--out", str(out)]) == 2
+    assert "policies has 'edge' twice" in capsys.readouterr().err
 
 
 @pytest.mark.fast
