@@ -59,14 +59,15 @@ def table(document: Document, found: Mapping[str, Sequence[Document]]) -> str:
     for name, runs in found.items():
         cost = 1e3 * document["update_s"][name]
         count = runs[0]["trajectories"]
-        greedy, sampled = (_spread([run[key] for run in runs]) for key in ("greedy", "sampled"))
+        greedy, sampled = (spread([run[key] for run in runs]) for key in ("greedy", "sampled"))
         lines.append(f"| {name} | {len(runs)} | {count:,} | {greedy} | {sampled} | {cost:,.0f} |")
     return "\n".join(lines) + "\n"
 
 
-def _spread(gaps: Sequence[float]) -> str:
-    text = f"{100 * np.mean(gaps):.3f}"
-    return text + (f" ({100 * min(gaps):.3f} to {100 * max(gaps):.3f})" if len(gaps) > 1 else "")
+def spread(gaps: Sequence[float]) -> str:
+    """Their mean in percent and, where seeds differ, the lowest and the highest."""
+    mean, low, high = (f"{100 * f(gaps):.3f}" for f in (np.mean, min, max))
+    return mean if low == high else f"{mean} ({low} to {high})"
 
 
 def curves(document: Document, found: Mapping[str, Sequence[Document]]) -> Any:

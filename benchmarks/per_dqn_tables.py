@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.learner_tables import spread
 from offload_jax.charts import COLOURS, new_figure, save
 from offload_jax.documents import replace_file
 
@@ -24,7 +25,7 @@ ALONE, TOGETHER = "a network per cell", "one network for all cells"
 class Side:
     """Networks of one kind in a cell, over seeds."""
 
-    gaps: np.ndarray  # by WHERE, at their ends: means
+    gaps: np.ndarray  # (seeds, WHERE), at their ends
     train_s: float  # core-seconds, the mean
     first_s: float  # of these, until the gap was that of PER-DQN at its end: the median
     kept_s: float  # and until it stayed so
@@ -39,7 +40,7 @@ class Line:
     gpus: int
     seeds: int
     agent: Side
-    played: float | None  # gap of the best plan of any of its episodes
+    played: float | None  # gap of the best plan of any of its episodes, the mean
     plan_ms: float
     ours: Mapping[str, Side]  # ALONE, TOGETHER
 
@@ -56,11 +57,11 @@ def write_pages(found: Document, out: Path) -> None:
 def lines_of(found: Document) -> Iterator[Line]:
     """A line for each cell and kind of training."""
     for data, users, gpus in sorted({_place(row) for row in found["rows"]}):
-        rows = [row for row in found["rows"] if _place(row) == (data, users, gpus)]
+        rows, alone = (_rows(found[kind], data, users, gpus) for kind in ("rows", "alone"))
         judged, curves = WHERE.index(data), [_curve(row) for row in rows]
         wanted = [gaps[-1, judged] for _, gaps in curves]
         own = {
-            ALONE: [_curve(r) for r in found["alone"] if _place(r) == (data, users, gpus)],
+            ALONE: [_curve(row) for row in alone],
             TOGETHER: _together(found["ours"], users, gpus),
         }
         played = [row["gap_played"] for row in rows]
@@ -69,11 +70,16 @@ def lines_of(found: Document) -> Iterator[Line]:
             users=users,
             gpus=gpus,
             seeds=len(rows),
-            agent=_side(list(zip(curves, wanted, strict=True)), judged),
+            agent=_side(curves, zip(curves, wanted, strict=True), judged),
             played=None if None in played else float(np.mean(played)),
             plan_ms=float(np.mean([row["plan_ms"] for row in rows])),
-            ours={name: _side(list(product(each, wanted)), judged) for name, each in own.items()},
+            ours={name: _side(own[name], product(own[name], wanted), judged) for name in own},
         )
+
+
+def _rows(found: Sequence[Document], *place: Any) -> list[Document]:
+    """Those of a place, by seed."""
+    return sorted((row for row in found if _place(row) == place), key=lambda row: row["seed"])
 
 
 def _place(row: Document) -> tuple[str, int, int]:
@@ -97,12 +103,12 @@ def _together(ours: Document, users: int, gpus: int) -> list[Curve]:
     ]
 
 
-def _side(pairs: Sequence[tuple[Curve, float]], judged: int) -> Side:
-    """Of pairs of a curve and the gap that it should come to."""
+def _side(curves: Sequence[Curve], pairs: Iterable[tuple[Curve, float]], judged: int) -> Side:
+    """Of a curve for each seed, and pairs of one and the gap that it should come to."""
     when = [_when(seconds, gaps[:, judged], wanted) for (seconds, gaps), wanted in pairs]
     return Side(
-        gaps=np.mean([gaps[-1] for (_, gaps), _ in pairs], axis=0),
-        train_s=float(np.mean([seconds[-1] for (seconds, _), _ in pairs])),
+        gaps=np.array([gaps[-1] for _, gaps in curves]),
+        train_s=float(np.mean([seconds[-1] for seconds, _ in curves])),
         first_s=float(np.median([first for first, _ in when])),
         kept_s=float(np.median([kept for _, kept in when])),
     )
@@ -117,7 +123,7 @@ def _when(seconds: np.ndarray, gaps: np.ndarray, wanted: float) -> tuple[float, 
 
 
 def _summary(found: Document, lines: Sequence[Line]) -> str:
-    """A row for each kind of training, and of ours on the same cells."""
+    """A row for each kind of training, and of ours on the same cells, of seeds that all have."""
     shown = []
     for data in dict.fromkeys(line.data for line in lines):
         mine = [line for line in lines if line.data == data]
@@ -131,14 +137,17 @@ def _summary(found: Document, lines: Sequence[Line]) -> str:
             (f"ours, {ALONE}, {what}", alone, None, own_ms),
             (f"ours, {TOGETHER}, fresh instances", together, together[0].train_s, own_ms),
         ):
-            there, fresh = map(_percent, np.mean([side.gaps for side in sides], axis=0))
+            seeds = min(len(side.gaps) for side in sides)
+            there, fresh = _percents(np.mean([side.gaps[:seeds] for side in sides], axis=0))
             cost = seconds or sum(side.train_s for side in sides)
-            shown.append(f"| {name} | {len(mine)} | {there} | {fresh} | {cost:,.0f} | {ms:.2g} |")
+            shown.append(
+                f"| {name} | {len(mine)} | {seeds} | {there} | {fresh} | {cost:,.0f} | {ms:.2g} |"
+            )
     head = (
-        "| networks, trained on | cells | gap on the published instances % | on fresh ones % "
-        "| training, core-s | ms per plan, in batches |\n|---|---:|---:|---:|---:|---:|"
+        "| networks, trained on | cells | seeds | gap on the published instances % "
+        "| on fresh ones % | training, core-s | ms per plan, in batches |\n|---|"
     )
-    return "\n".join([head, *dict.fromkeys(shown)])
+    return "\n".join([head + "---:|" * 6, *dict.fromkeys(shown)])
 
 
 def _ratios(lines: Sequence[Line]) -> Iterator[str]:
@@ -177,8 +186,8 @@ def _cells(lines: Sequence[Line]) -> str:
     names = ("PER-DQN", f"ours, {ALONE}", f"ours, {TOGETHER}")
     each = "gap on the published instance % | on fresh ones % | core-s | as good as PER-DQN after"
     head = (
-        "Gaps are means over seeds, core-seconds until as good as PER-DQN at its end medians: the "
-        "first time / for good.\n\n"
+        "Gaps are means over seeds (lowest to highest), core-seconds until as good as PER-DQN at "
+        "its end medians: the first time / for good.\n\n"
         "| trained on | N | E | seeds | best plan that PER-DQN played % | "
         + " | ".join(f"{name}: {each}" for name in names)
         + " |\n|---|"
@@ -187,9 +196,9 @@ def _cells(lines: Sequence[Line]) -> str:
 
 
 def _row(line: Line) -> str:
-    played = "" if line.played is None else _percent(line.played)
+    played = "" if line.played is None else spread([max(line.played, 0)])
     sides = [
-        f"{' | '.join(map(_percent, side.gaps))} | {_short(side.train_s)} "
+        f"{' | '.join(_percents(side.gaps))} | {_short(side.train_s)} "
         f"| {_short(side.first_s)} / {_short(side.kept_s)}"
         for side in (line.agent, *line.ours.values())
     ]
@@ -203,8 +212,9 @@ def _short(value: float) -> str:
     return f"{value:,.0f}" if value >= 10 else f"{value:.1f}"
 
 
-def _percent(gap: float) -> str:
-    return f"{100 * max(gap, 0):.3f}"  # rounding makes some a little negative
+def _percents(gaps: np.ndarray) -> Iterator[str]:
+    """By WHERE; rounding makes some gaps a little negative."""
+    return map(spread, np.maximum(gaps, 0).T)
 
 
 def _picture(found: Document) -> Any:

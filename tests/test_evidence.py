@@ -135,20 +135,22 @@ def test_tables_of_the_agent_by_hand(tmp_path) -> None:
     ]
     ours = {"cells": [[8, 4], [8, 8]], "runs": [{"seed": 0, "curve": curve}], "plan_ms": 0.1}
     alone = [
-        {"users": 8, "gpus": 4, "data": "fixed", "curve": [
+        common | {"agents_at_once": 1, "users": 8, "gpus": 4, "curve": [
             [0, 0.0, 0.4, 0.4], [5, 0.5, 0.01, 0.4], [10, 1.0, 0.4, 0.4], [15, 1.5, 0.0, 0.2]]},
-        {"users": 8, "gpus": 8, "data": "fixed", "curve": [
+        common | {"agents_at_once": 1, "users": 8, "gpus": 8, "curve": [
             [0, 0.0, 0.0, 0.1], [5, 0.5, 0.0, 0.1], [10, 1.0, 0.0, 0.1], [15, 1.5, 0.0, 0.1]]},
     ]  # fmt: skip
     found = {"rows": rows, "alone": alone, "ours": ours}
     per_dqn_tables.write_pages(found, tmp_path / "dqn.json")
     text = (tmp_path / "dqn.md").read_text()
     assert (
-        "PER-DQN, a network per cell, its one instance | 2 | 1.000 | 20.000 | 400 | 0.5 |" in text
+        "PER-DQN, a network per cell, its one instance | 2 | 1 | 1.000 | 20.000 | 400 | 0.5 |"
+        in text
     )
-    assert "ours, a network per cell, its one instance | 2 | 0.000 | 15.000 | 3 | 0.1 |" in text
+    assert "ours, a network per cell, its one instance | 2 | 1 | 0.000 | 15.000 | 3 | 0.1 |" in text
     assert (
-        "ours, one network for all cells, fresh instances | 2 | 5.500 | 1.500 | 2 | 0.1 |" in text
+        "ours, one network for all cells, fresh instances | 2 | 1 | 5.500 | 1.500 | 2 | 0.1 |"
+        in text
     )
     good = "of 2 cells as good as PER-DQN at its end before any training in {}, never in {}, and in"
     less = "the other 1 after fewer core-seconds by factors of {0} (median; {0} to {0}), where as"
@@ -163,6 +165,17 @@ def test_tables_of_the_agent_by_hand(tmp_path) -> None:
         f"{theirs} 0.000 | 10.000 | 1.5 | 0.0 / 0.0 | 10.000 | 1.000 | 2.0 | 1.0 / never |" in text
     )
     assert (tmp_path / "dqn.png").stat().st_size > 10_000
+    # A second seed of one cell: shown there, and left out where not every cell has it.
+    again = rows[0] | {
+        "seed": 1,
+        "curve": [[n, 1.5 * s, 0.06, 0.5] for n, s, *_ in rows[0]["curve"]],
+    }
+    per_dqn_tables.write_pages(found | {"rows": [again, *rows]}, tmp_path / "dqn.json")
+    theirs = (
+        "| fixed | 8 | 4 | 2 | 0.000 | 4.000 (2.000 to 6.000) | 40.000 (30.000 to 50.000) | 250"
+    )
+    assert theirs in (tmp_path / "dqn-cells.md").read_text()
+    assert "its one instance | 2 | 1 | 1.000 | 20.000 | 450" in (tmp_path / "dqn.md").read_text()
 
 
 def test_the_agent_of_the_paper(tmp_path, monkeypatch, capsys) -> None:
