@@ -31,6 +31,7 @@ from offload_jax import learner as learning
 from offload_jax import model, runs, testsets
 from offload_jax.config import TrainConfig, load_config
 from offload_jax.documents import replace_file
+from offload_jax.folders import is_run
 from offload_jax.hyperparameters import Learner, LearnerConfig
 from offload_jax.learner import LearnerState
 from offload_jax.policies import best_of
@@ -40,7 +41,7 @@ ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "benchmarks" / "results" / "learners.json"
 REFERENCE = "shared"
 EVALUATIONS = 10  # of a run
-ROUNDS = 5  # of measuring what an update costs
+ROUNDS = 20  # of measuring what an update costs
 SAMPLES, TEMPERATURE = 16, 3.0  # of the plans on the test set, beside the greedy one
 # Said in full, for what `--config edge` trains with follows from what is found here.
 COMMON = (
@@ -99,53 +100,72 @@ class Arguments:
     """Time of a run, in minutes of this machine where nothing else runs."""
     workers: int = 1
     """Runs at once, each on its own share of the cores."""
-    runs: Path = Path("runs/learners")
-    """Where the run directories are."""
+    runs: Path = Path("runs")
+    """Where the run directories are, in a folder named as the file of results."""
     out: Path = OUT
     """JSON file of results; written after every run, its tables and pictures beside it."""
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """0 good, 2 refused, 130 stopped."""
+    """0 good, 1 a run failed, 2 refused, 130 stopped."""
     parsed = tyro.cli(Arguments, args=words, prog="python -m benchmarks.learners")
     names = parsed.variants or tuple(VARIANTS)
     try:
-        if strange := [name for name in names if name not in VARIANTS]:
-            allowed = ", ".join(VARIANTS)
-            raise suite.UsageError(f"variants has {strange[0]!r}; must be among {allowed}")
-        suite.checked_out(parsed.out)
+        check(parsed)
         book = Book(parsed.out, parsed.minutes)
+        compare(book, names, parsed)
     except suite.UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except subprocess.CalledProcessError as error:
+        print(f"error: {error}; finished runs stay", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped\nthe same command goes on", file=sys.stderr)
+        return 130
+    return 0
+
+
+def check(parsed: Arguments) -> None:
+    """Raises UsageError before anything is timed or trained."""
+    if strange := [name for name in parsed.variants if name not in VARIANTS]:
+        allowed = ", ".join(VARIANTS)
+        raise suite.UsageError(f"variants has {strange[0]!r}; must be among {allowed}")
+    if parsed.minutes <= 0:
+        raise suite.UsageError(f"minutes is {parsed.minutes}; must be positive")
+    most = len(_cores()) or os.cpu_count() or 1
+    if not 1 <= parsed.workers <= most:
+        raise suite.UsageError(
+            f"workers is {parsed.workers}; must be in 1..{most}, a core for each"
+        )
+    suite.checked_out(parsed.out)
+
+
+def compare(book: Book, names: Sequence[str], parsed: Arguments) -> None:
+    """Trains and judges what the book has not."""
     wanted = [(name, seed) for seed in parsed.seeds for name in names]  # a whole round first
     wanted = [(name, seed) for name, seed in wanted if book.run_of(name, seed) is None]
-    try:
-        book.time_updates(names)
-        for _ in trained(book, wanted, parsed.runs, parsed.workers):
-            judge(book, parsed.runs)
-            write_pages(book.document, parsed.out)
-    except (KeyboardInterrupt, subprocess.CalledProcessError) as error:
-        print(f"stopped: {str(error) or 'Ctrl-C'}\nthe same command goes on", file=sys.stderr)
-        return 130
-    judge(book, parsed.runs)
+    folder = parsed.runs / parsed.out.stem  # runs of other files may have another length
+    book.time_updates(names)
+    for _ in trained(book, wanted, folder, parsed.workers):
+        judge(book, folder)
+        write_pages(book.document, parsed.out)
+    judge(book, folder)
     write_pages(book.document, parsed.out)
-    return 0
 
 
 def trained(
     book: Book, wanted: Sequence[tuple[str, int]], folder: Path, workers: int
 ) -> Iterator[None]:
     """Runs of variants and seeds, so many at once, each on its own share of the cores."""
-    pin = hasattr(os, "sched_setaffinity")  # not on every system
-    cores = sorted(os.sched_getaffinity(0)) if pin else []
+    cores = _cores()
     free = [own.tolist() for own in np.array_split(cores, workers)]
     # Here, not below: classes are read by `ast.parse`, which fails in threads (Python 3.11).
     sizes = {name: config_of(name).learner for name, _ in wanted}
 
     def work(name: str, seed: int) -> None:
         own = free.pop()
-        if pin:
+        if cores:
             os.sched_setaffinity(0, own)  # this thread's and its children's
         try:
             train(book, name, seed, sizes[name], folder_of(folder, name, seed))
@@ -160,6 +180,11 @@ def trained(
         pool.shutdown(cancel_futures=True)  # those that have not begun
 
 
+def _cores() -> list[int]:
+    """Those that this process may use; none where a system does not say."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+
+
 def folder_of(folder: Path, name: str, seed: int) -> Path:
     """The run directory of a variant and a seed."""
     return folder / f"{name.replace(' ', '-')}-{seed}"
@@ -169,7 +194,7 @@ class Book:
     """The results in their file; threads may write at once."""
 
     def __init__(self, path: Path, minutes: float) -> None:
-        """Raises UsageError where the file's runs had another length."""
+        """Raises UsageError where the file's runs had another length, or other settings."""
         self.path, self._lock = path, RLock()
         empty = {"minutes": minutes, "common": list(COMMON), "update_s": {}, "runs": []}
         found = suite.read(path) if path.exists() else empty
@@ -177,6 +202,13 @@ class Book:
             if found[name] != empty[name]:
                 raise suite.UsageError(
                     f"{name} is {empty[name]}; must be {found[name]}, as in {path}"
+                )
+        for run in found["runs"]:
+            name, then = run["variant"], run.get("settings")
+            if then is not None and then != list(VARIANTS[name]):
+                raise suite.UsageError(
+                    f"the runs of {name!r} in {path} had {' '.join(then)}; must be "
+                    f"{' '.join(VARIANTS[name])}, or removed"
                 )
         self.document: Document = found
 
@@ -247,16 +279,22 @@ def train(book: Book, name: str, seed: int, size: LearnerConfig, folder: Path) -
     every = str(max(updates // EVALUATIONS, 1))
     words = [*COMMON, *VARIANTS[name], *_QUIET, "--learner.updates", str(updates)]
     words += ["--run.eval-every", every, "--run.log-every", every, "--seed", str(seed)]
-    begin = [] if (folder / "config.yaml").is_file() else ["--config", "edge", *words]
+    # A run that goes on refuses other settings than its own.
+    begin = [] if is_run(folder) else ["--config", "edge"]
     print(f"{name}, seed {seed}: {updates} updates", flush=True)
-    command = [sys.executable, "train.py", "--run", str(folder.resolve()), *begin]
+    command = [sys.executable, "train.py", "--run", str(folder.resolve()), *begin, *words]
     subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     rows = read_rows(folder / "metrics.jsonl")
     curve = [{"update": row["step"], "gap": row["gap"]} for row in rows if "gap" in row]
+    if curve[-1]["update"] != updates:
+        raise suite.UsageError(
+            f"{folder} holds a run of {curve[-1]['update']} updates; must be {updates}, or removed"
+        )
     book.add(
         {
             "variant": name,
             "seed": seed,
+            "settings": list(VARIANTS[name]),
             "updates": updates,
             "trajectories": updates * size.instances * size.samples,
             "curve": curve,  # to the plans of reduced-greedy, 512 instances

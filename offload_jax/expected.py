@@ -1,8 +1,9 @@
 """What a policy's probabilities are worth: the gradient through the convex layer.
 
 The probabilities with which a policy decides every user are a soft assignment p, and V(p) is what
-that is worth with its optimal splits (`soft`). Unlike a policy gradient, its gradient has no noise
-of sampled actions. It takes users for independent, which they are for a one-shot policy only.
+that is worth with its optimal splits (`soft`). It takes users for independent, which those of a
+one-shot policy are until a batch is full. Of the empty plan (one-shot, or in adaptive order) its
+gradient has no noise of sampled actions; users decided in turn have those before them sampled.
 """
 
 from __future__ import annotations
@@ -25,22 +26,20 @@ OVERLOAD = 2.0
 
 def soft_assignment(
     observation: Observation, logits: Float[Array, "steps instances samples actions"]
-) -> Float[Array, "users choices instances drawn"]:
-    """The probabilities of {deny, 1..M} of every user that recorded decisions were made with.
+) -> Float[Array, "users choices instances samples"]:
+    """The probabilities of {deny, 1..M} of every user.
 
-    In arrival and sorted order a user's are those of its own decision, which follows the ones
-    before it. In adaptive order all are those of the first decision, of which there is one sample:
-    each user chooses among its batches and what stopping weighs. Stopping itself ends the plan for
-    all, so no gradient reaches its logit.
+    In arrival and sorted order a user's are those of its own turn. In adaptive order, where logits
+    are those of the first decision among all pairs, each user chooses among its batches and what
+    stopping weighs. Stopping itself ends the plan for all, so no gradient reaches its logit.
     """
     if not observation.adaptive:
         chances = jax.nn.softmax(logits, axis=-1)
         return jnp.einsum("tisn,tisa->nais", observation.current, chances)
-    first = logits[0, :, :1]
-    instances, users = first.shape[0], observation.undecided.shape[-1]
-    stop = jax.lax.stop_gradient(first[..., -1:, None])
-    stop = jnp.broadcast_to(stop, (instances, 1, users, 1))
-    rows = jnp.concatenate([stop, first[..., :-1].reshape(instances, 1, users, -1)], axis=-1)
+    first = logits[0]
+    shape = (*first.shape[:2], observation.undecided.shape[-1])
+    stop = jnp.broadcast_to(jax.lax.stop_gradient(first[..., -1:, None]), (*shape, 1))
+    rows = jnp.concatenate([stop, first[..., :-1].reshape(*shape, -1)], axis=-1)
     return jnp.moveaxis(jax.nn.softmax(rows, axis=-1), (0, 1), (2, 3))
 
 
@@ -50,10 +49,10 @@ def expected_loss(
     logits: Float[Array, "steps instances samples actions"],
     unit: Float[Array, "instances"],
     solver: Solver,
-) -> Float[Array, "instances drawn"]:
+) -> Float[Array, "instances samples"]:
     """(V_deny - V(p)) in each instance's unit (s), and the price of expected overload.
 
-    Where the layer's status is not solved the loss is 0. In adaptive order there is one sample.
+    Where the layer's status is not solved the loss is 0.
     """
     chances = soft_assignment(observation, logits)
     count, samples = chances.shape[2:]

@@ -6,6 +6,7 @@ As in an update, arrays have this device's share of the instances.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -19,7 +20,8 @@ from offload_jax.expected import expected_loss
 from offload_jax.features import in_sight, local_time
 from offload_jax.hyperparameters import Learner
 from offload_jax.instance import Instance
-from offload_jax.rollout import Transition, decode, encode
+from offload_jax.networks import Encoding
+from offload_jax.rollout import Transition, decode_steps, encode, looks_at_empty
 
 Parts = dict[str, Float[Array, ""]]  # of the loss, by the name of their metric
 
@@ -87,9 +89,7 @@ def loss(
     """
     traced, network = learner.hyperparameters, learner.module()
     encoding = encode(network, params, instances)
-    logits, values = jax.vmap(lambda seen: decode(network, params, encoding, seen))(
-        batch.observation
-    )
+    logits, values = decode_steps(network, params, encoding, batch.observation)
     real = batch.real.astype(values.dtype)
     weight = real / jnp.maximum(learner.devices.sum(jnp.sum(real)), 1)
     entropy = jnp.sum(_map3(losses.entropy)(logits) * weight)
@@ -97,7 +97,7 @@ def loss(
     total = total - traced.entropy * (1 - progress) * entropy
     layer = error = jnp.zeros_like(total)
     if learner.config.layer:
-        layer = _layer_loss(learner, instances, logits, batch)
+        layer = _layer_loss(learner, params, encoding, instances, batch, logits)
         total = total + learner.config.layer * layer
     if learner.config.baseline == "critic":
         assert targets is not None  # the objective is the surrogate
@@ -138,15 +138,26 @@ def _policy_loss(
 
 def _layer_loss(
     learner: Learner,
+    params: Any,
+    encoding: Encoding,
     instances: Instance,
-    logits: Float[Array, "steps instances samples actions"],
     batch: Transition,
+    logits: Float[Array, "steps instances samples actions"],
 ) -> Float[Array, ""]:
-    """`expected_loss` of the recorded decisions, the mean over all devices' samples."""
+    """`expected_loss`, the mean over all devices' samples.
+
+    Of the recorded decisions, where users are decided in turn. One-shot and in adaptive order it is
+    of the empty plan: what is recorded depends on a sample's decisions before (one-shot by the
+    mask), and has the candidates only.
+    """
+    env, observation = learner.env, batch.observation
+    if env.one_shot or env.order == "adaptive":
+        observation = looks_at_empty(instances, replace(env, candidates=0))
+        logits, _ = decode_steps(learner.module(), params, encoding, observation)
     users = model.num_real_users(instances)
     gains = jnp.sum(batch.reward, axis=0) * 10 * users[:, None]
     unit = best_gain(instances, gains)
-    each = expected_loss(instances, batch.observation, logits, unit, learner.env.solver)
+    each = expected_loss(instances, observation, logits, unit, env.solver)
     return jnp.sum(each) / learner.devices.sum(jnp.sum(jnp.ones_like(each)))
 
 

@@ -119,6 +119,15 @@ def decode(
     return jax.vmap(jax.vmap(one, in_axes=(None, 0)))(encoding, observation)
 
 
+def decode_steps(
+    network: ActorCritic, params: Any, encoding: Encoding, observation: Observation
+) -> tuple[
+    Float[Array, "steps instances samples actions"], Float[Array, "steps instances samples"]
+]:
+    """`decode` of observations with a first axis ``steps``."""
+    return jax.vmap(lambda seen: decode(network, params, encoding, seen))(observation)
+
+
 def unroll(
     network: ActorCritic,
     params: Any,
@@ -204,6 +213,20 @@ def in_one_pass(env: EnvConfig, record: bool = False) -> bool:
     return env.one_shot and plain and (env.reward == "terminal" or not record)
 
 
+def looks_at_empty(instances: Instance, env: EnvConfig) -> Observation:
+    """What a policy sees of the empty plan at the turn of every user (one turn in adaptive order).
+
+    Leaves (steps, instances, 1, ...).
+    """
+    start = reset(instances, env)
+
+    def look(time: Int[Array, ""]) -> Observation:
+        state = replace(start, time=jnp.broadcast_to(time, start.time.shape))
+        return split_samples(observe(instances, state, env), 1)
+
+    return jax.vmap(look)(jnp.arange(1 if env.order == "adaptive" else instances.num_users))
+
+
 def _unroll_at_once(
     network: ActorCritic,
     params: Any,
@@ -216,14 +239,8 @@ def _unroll_at_once(
     encoding: Encoding,
 ) -> tuple[State, Transition | None]:
     """`unroll` for policies that see the empty plan only: all users are looked at side by side."""
-    start, repeated = reset(instances, env), repeat(instances, samples)
-
-    def look(time: Int[Array, ""]) -> tuple[Observation, Array, Array]:
-        state = replace(start, time=jnp.broadcast_to(time, start.time.shape))
-        observation = split_samples(observe(instances, state, env), 1)
-        return observation, *decode(network, params, encoding, observation)
-
-    seen, logits, value = jax.vmap(look)(jnp.arange(instances.num_users))
+    repeated, seen = repeat(instances, samples), looks_at_empty(instances, env)
+    logits, value = decode_steps(network, params, encoding, seen)
 
     def decide(state: State, turn: tuple[Array, Any]) -> tuple[State, Any]:
         logits, chance = turn

@@ -64,6 +64,16 @@ def test_runs_of_another_length_are_refused(tmp_path, capsys) -> None:
     assert "minutes is 10.0; must be 1.0, as in" in capsys.readouterr().err
     assert learners.main(["best", "--out", str(out)]) == 2
     assert "variants has 'best'; must be among shared, critic" in capsys.readouterr().err
+    many = len(learners._cores()) + 1
+    for word, value, wanted in (
+        ("workers", many, f"must be in 1..{many - 1}"),
+        ("minutes", 0, "must be positive"),
+    ):
+        assert learners.main([f"--{word}", str(value), "--out", str(out)]) == 2
+        assert (
+            f"{word} is {float(value) if value == 0 else value}; {wanted}"
+            in capsys.readouterr().err
+        )
     book = learners.Book(out, 1.0)
     with pytest.raises(subprocess.CalledProcessError):  # the run's own error ends all of them
         list(learners.trained(book, [("critic", 1), ("critic", 2)], out, 1))

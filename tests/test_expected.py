@@ -13,13 +13,14 @@ from episodes import WORLDS, world
 from problems import EVALUATE
 
 from offload_jax import learner as learning
+from offload_jax import objective
 from offload_jax.config import ConfigError, parse_config
 from offload_jax.env import EnvConfig, reset
 from offload_jax.expected import OVERLOAD, expected_loss, soft_assignment
 from offload_jax.features import observe
 from offload_jax.hyperparameters import Learner, LearnerConfig
 from offload_jax.networks import NetworkConfig
-from offload_jax.rollout import split_samples
+from offload_jax.rollout import decode, encode, sample_action, split_samples, unroll
 from offload_jax.splits import SOLVERS
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
@@ -109,6 +110,27 @@ def test_stopping_is_not_taught() -> None:
     slope = jax.grad(lambda x: jnp.sum(expected_loss(instances, seen, x, unit, "native")))(logits)
     assert np.all(np.asarray(slope)[..., -1] == 0)
     assert np.abs(np.asarray(slope)[..., :-1]).max() > 1e-3
+
+
+@pytest.mark.parametrize("env", [replace(ENVS["adaptive"], candidates=2), ENVS["one-shot"]])
+def test_in_training_it_is_of_the_empty_plan(env) -> None:
+    """Of all users and pairs, whatever a sample decided before and a policy looks at."""
+    config = LearnerConfig(instances=COUNT, samples=3, layer=1.0, objective="layer")
+    learner = Learner(WORLDS["edge"], env, NetworkConfig(width=16, layers=1, heads=2), config)
+    network, params = learner.module(), learning.init(learner, jax.random.key(0)).params
+    instances, seen, _ = decisions(replace(env, candidates=0))
+    final, batch = unroll(network, params, instances, 3, jax.random.key(1), sample_action, env)
+    _, parts = objective.loss(learner, params, instances, batch, None, jnp.zeros(()))
+    encoding = encode(network, params, instances)
+    logits = jnp.stack(
+        [
+            decode(network, params, encoding, jax.tree.map(lambda x, t=t: x[t], seen))[0]
+            for t in range(len(seen.mask))
+        ]
+    )
+    unit = objective.best_gain(instances, final.gain.reshape(COUNT, 3))
+    wanted = jnp.mean(expected_loss(instances, seen, logits, unit, env.solver))
+    assert float(parts["layer"]) == pytest.approx(float(wanted), rel=1e-4)
 
 
 @pytest.mark.parametrize("env", ENVS.values(), ids=ENVS)
