@@ -224,15 +224,20 @@ class Book:
     def time_updates(self, names: Iterable[str]) -> None:
         """Measures the seconds of an update of those variants whose are not known yet.
 
-        Later ones are measured beside the reference, whose first measurement is kept.
+        Later ones are measured beside another (`beside`), whose first measurement is kept.
         """
         known = self.document["update_s"]
         new = [name for name in names if name not in known]
         if not new:
             return
-        found = seconds_of_updates(sorted({REFERENCE, *new}))
-        scale = known.get(REFERENCE, found[REFERENCE]) / found[REFERENCE]
-        self.document["update_s"] = {name: scale * cost for name, cost in found.items()} | known
+        found = seconds_of_updates(sorted({REFERENCE, *new, *map(beside, new)}))
+
+        def cost(name: str) -> float:
+            if name in known or name == REFERENCE:
+                return float(known.get(name, found[name]))
+            return found[name] / found[beside(name)] * cost(beside(name))
+
+        self.document["update_s"] = {name: cost(name) for name in found} | known
         self.save()
 
     def add(self, run: Document) -> None:
@@ -243,6 +248,12 @@ class Book:
     def save(self) -> None:
         with self._lock:
             replace_file(self.path, json.dumps(self.document, indent=1) + "\n")
+
+
+def beside(name: str) -> str:
+    """The variant that the cost of this one is measured against."""
+    without = name.removesuffix(" + layer")
+    return without if without != name else REFERENCE
 
 
 def config_of(name: str) -> TrainConfig:

@@ -57,7 +57,7 @@ def test_variants_are_settings_that_exist() -> None:
 
 
 @pytest.mark.fast
-def test_runs_of_another_length_are_refused(tmp_path, capsys) -> None:
+def test_runs_of_another_length_are_refused(tmp_path, monkeypatch, capsys) -> None:
     out = tmp_path / "learners.json"
     out.write_text(json.dumps(document()))
     assert learners.main(["--out", str(out)]) == 2
@@ -75,6 +75,11 @@ def test_runs_of_another_length_are_refused(tmp_path, capsys) -> None:
             in capsys.readouterr().err
         )
     book = learners.Book(out, 1.0)
+    took = {"shared": 1.5, "critic": 1.0, "self-labelling": 1.0, "self-labelling + layer": 1.1}
+    monkeypatch.setattr(learners, "seconds_of_updates", lambda names: {n: took[n] for n in names})
+    book.time_updates(["self-labelling + layer", "critic"])
+    known = {"shared": 3.0, "critic": 2.5, "self-labelling": 2.0, "self-labelling + layer": 2.2}
+    assert book.document["update_s"] == pytest.approx(known)  # what was known stays
     with pytest.raises(subprocess.CalledProcessError):  # the run's own error ends all of them
         list(learners.trained(book, [("critic", 1), ("critic", 2)], out, 1))
     assert book.run_of("critic", 2) is None
