@@ -40,30 +40,39 @@ TRAINED = EdgeScenario()  # what `edge` was trained on, and where one thing is c
 
 @dataclass(frozen=True)
 class Axis:
-    """What is changed, and values along it."""
+    """What is changed, values along it, and the site with such a value, all else as in training."""
 
     label: str
     values: tuple[float, ...]
+    scenario: Callable[[float], EdgeScenario]
 
-    def scenario(self, name: str, value: float) -> EdgeScenario:
-        """The site with this value, all else as in training."""
-        if name == "users":
-            return replace(TRAINED, num_users=(int(value),))
-        if name == "budget":
-            return replace(TRAINED, budget=float(value))
-        if name == "batches":
-            batches = int(value)
-            models = min(TRAINED.models, batches)
-            return replace(TRAINED, batches=batches, servers=batches // 2, models=models)
-        return replace(TRAINED, **{name: (float(value), float(value))})
+
+def _with_batches(batches: float) -> EdgeScenario:
+    count = int(batches)
+    models = min(TRAINED.models, count)
+    return replace(TRAINED, batches=count, servers=count // 2, models=models)
 
 
 AXES = {
-    "users": Axis("users N", (4, 8, 16, 24, 32, 48, 64)),
-    "budget": Axis("GPU-seconds of each server", (0.3, 1, 2, 3, 4, 6, 12)),
-    "share": Axis("share of an A100", (0.1, 0.2, 0.4, 0.7, 1.0, 1.5, 2.0)),
-    "similarity_home": Axis("similarity to the home model", (0, 0.2, 0.4, 0.7, 1.0)),
-    "batches": Axis("batches M, two on each server", (2, 4, 6, 8, 12, 16)),
+    "users": Axis(
+        "users N", (4, 8, 16, 24, 32, 48, 64), lambda n: replace(TRAINED, num_users=(int(n),))
+    ),
+    "budget": Axis(
+        "GPU-seconds of each server",
+        (0.3, 1, 2, 3, 4, 6, 12),
+        lambda x: replace(TRAINED, budget=float(x)),
+    ),
+    "share": Axis(
+        "share of an A100",
+        (0.1, 0.2, 0.4, 0.7, 1.0, 1.5, 2.0),
+        lambda x: replace(TRAINED, share=(x, x)),
+    ),
+    "similarity_home": Axis(
+        "similarity to the home model",
+        (0.0, 0.2, 0.4, 0.7, 1.0),
+        lambda x: replace(TRAINED, similarity_home=(x, x)),
+    ),
+    "batches": Axis("batches M, two on each server", (2, 4, 6, 8, 12, 16), _with_batches),
 }
 
 
@@ -126,8 +135,7 @@ def _part(name: str, methods: Mapping[str, Decider]) -> Callable[[], Iterator[su
 def measured(name: str, methods: Mapping[str, Decider]) -> Iterator[suite.Row]:
     """Mean gaps of policies and rules at every value of an axis."""
     for value in AXES[name].values:
-        scenario = AXES[name].scenario(name, value)
-        instances = sample_instances(scenario, jax.random.key(1), INSTANCES)
+        instances = sample_instances(AXES[name].scenario(value), jax.random.key(1), INSTANCES)
         compared = compare({"all": instances}, dict(methods))
         yield {name: value, **by_method(compared.rows)}
         jax.clear_caches()  # the programs of every shape together need too many memory maps
@@ -163,20 +171,26 @@ def deciders_of(policies: Sequence[str]) -> dict[str, Decider]:
 
 
 def picture(found: Mapping[str, Any]) -> Any:
-    """Gap against each axis, bands hold all seeds; training ranges are shaded, twice if two are."""
+    """Gap against each axis, bands hold all seeds; training ranges are shaded, twice if two are.
+
+    Gaps below 0.01 % are drawn there.
+    """
     names = [name for name in AXES if name in found]
+    methods = dict.fromkeys(key for name in names for key in found[name]["rows"][0])
+    look = styles([key for key in methods if key.startswith("gap_")])
     rows = len(names) // 3 + 1  # one panel is the legend's
     figure, axes = new_figure(rows, 3, (11.0, 3.0 * rows))
-    flat = list(np.ravel(axes))
+    flat, handles = list(np.ravel(axes)), {}
     for panel, name in zip(flat, names, strict=False):
         axis, points = AXES[name], found[name]["rows"]
         values = np.array([point[name] for point in points], float)
-        look = styles([key for key in points[0] if key.startswith("gap_")])
-        for method, style in look.items():
+        for method in (key for key in points[0] if key in look):
+            style = look[method]
             seeds = [np.atleast_1d(point[method]) for point in points]
             gaps = 100 * np.maximum(seeds, 1e-4)
             label = method.removeprefix("gap_")
-            panel.plot(values, gaps.mean(axis=1), label=label, lw=1.2, **style)
+            (line,) = panel.plot(values, gaps.mean(axis=1), lw=1.2, **style)
+            handles[label] = line
             band = {"color": style["color"], "alpha": 0.15, "lw": 0}
             panel.fill_between(values, gaps.min(axis=1), gaps.max(axis=1), **band)
         margin = 0.01 * np.ptp(values)
@@ -189,8 +203,7 @@ def picture(found: Mapping[str, Any]) -> Any:
         panel.set(xlabel=axis.label, ylabel="mean gap, %")
     for panel in flat[len(names) :]:
         panel.set_axis_off()
-    handles, labels = flat[0].get_legend_handles_labels()
-    flat[-1].legend(handles, labels, frameon=False, fontsize=8, loc="center")
+    flat[-1].legend(handles.values(), handles, frameon=False, fontsize=8, loc="center")
     return figure
 
 

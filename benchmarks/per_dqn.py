@@ -9,10 +9,13 @@ is in the output file, processes with different N may share it.
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -160,6 +163,8 @@ def train(parsed: Arguments) -> None:
         left = _left(out, "rows", group.data, group.agents)
         if left:
             _add(out, "rows", replace(group, agents=tuple(left)).run())
+    if (found := suite.read(out))["rows"]:
+        write_pages(found, out)
 
 
 def _left(out: Path, kind: str, data: Data, agents: Sequence[Trained]) -> list[Trained]:
@@ -172,17 +177,32 @@ def _left(out: Path, kind: str, data: Data, agents: Sequence[Trained]) -> list[T
 def _add(out: Path, kind: str, rows: Iterable[suite.Row]) -> None:
     """Writes each row when it comes, and the pages once there is an agent."""
     for row in rows:
-        found = suite.read(out)  # again: another process may have added its own
-        found[kind].append(row | {"provenance": suite.provenance()})
-        replace_file(out, json.dumps(found, indent=1) + "\n")
+        with _alone(out.parent):
+            found = suite.read(out)  # again: another process may have added its own
+            found[kind].append(row | {"provenance": suite.provenance()})
+            replace_file(out, json.dumps(found, indent=1) + "\n")
         if found["rows"]:
             write_pages(found, out)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One process at a time."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def check(parsed: Arguments) -> None:
     """Raises UsageError before anything is trained."""
     suite.checked_out(parsed.out)
     allowed, chunk = Arguments().users, per_dqn_agent.CHUNK
+    for name in ("data", "seeds"):
+        if not getattr(parsed, name):
+            raise suite.UsageError(f"{name} is empty; must have at least one")
     if not parsed.users or not set(parsed.users) <= set(allowed):
         raise suite.UsageError(f"users is {parsed.users}; must be among {allowed}")
     if parsed.episodes < 1 or parsed.episodes % chunk:

@@ -1,7 +1,10 @@
 """The published cells (N users, E edge GPUs), and the instances of each.
 
-The one instance of a cell that PER-DQN was published for has optima in the golden files. The four E
-of one N share their users there, so the twenty cells are five draws of users.
+The one instance of a cell is what the public code draws with its seed 1234, transfer times as in
+the paper's equation (3), where that code multiplies by the spectral efficiency instead of dividing:
+transfers are a hundred times shorter than its own, and granting everybody is optimal in 10 cells
+instead of 3. Its optima are in the golden files. The four E of one N share their users, so the
+twenty cells are five draws of users.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from offload_jax.documents import replace_file
 Document = Mapping[str, Any]
 Curve = tuple[np.ndarray, np.ndarray]  # core-seconds, and the gaps by WHERE at them
 EQUAL = 1e-6  # gaps that differ by less are the same
+LATE = 20  # of an agent's last gaps: 5,000 episodes
 WHERE = ("fixed", "fresh")  # instances that plans are judged on, and that agents are trained on
 ALONE, TOGETHER = "a network per cell", "one network for all cells"
 
@@ -40,6 +41,7 @@ class Line:
     gpus: int
     seeds: int
     agent: Side
+    late: float  # its mean gap over the LATE last checks, on what it was trained on
     played: float | None  # gap of the best plan of any of its episodes, the mean
     plan_ms: float
     ours: Mapping[str, Side]  # ALONE, TOGETHER
@@ -48,7 +50,7 @@ class Line:
 def write_pages(found: Document, out: Path) -> None:
     """Beside the results: a summary (.md), all cells (-cells.md) and the picture (.png)."""
     lines = list(lines_of(found))
-    text = "\n\n".join([_summary(found, lines), *_ratios(lines)])
+    text = "\n\n".join([_summary(found, lines), *_restless(lines), *_ratios(lines)])
     replace_file(out.with_suffix(".md"), text + "\n")
     replace_file(out.with_name(out.stem + "-cells.md"), _cells(lines) + "\n")
     save(_picture(found), out.with_suffix(".png"))
@@ -71,6 +73,7 @@ def lines_of(found: Document) -> Iterator[Line]:
             gpus=gpus,
             seeds=len(rows),
             agent=_side(curves, zip(curves, wanted, strict=True), judged),
+            late=float(np.mean([gaps[-LATE:, judged] for _, gaps in curves])),
             played=None if None in played else float(np.mean(played)),
             plan_ms=float(np.mean([row["plan_ms"] for row in rows])),
             ours={name: _side(own[name], product(own[name], wanted), judged) for name in own},
@@ -150,6 +153,19 @@ def _summary(found: Document, lines: Sequence[Line]) -> str:
     return "\n".join([head + "---:|" * 6, *dict.fromkeys(shown)])
 
 
+def _restless(lines: Sequence[Line]) -> Iterator[str]:
+    """How good the agents were on the way to their end, and at it."""
+    for data in dict.fromkeys(line.data for line in lines):
+        mine = [line for line in lines if line.data == data]
+        end = np.mean([line.agent.gaps[:, WHERE.index(data)].mean() for line in mine])
+        late = np.mean([line.late for line in mine])
+        yield (
+            f"Plans of PER-DQN trained on {data} instances go up and down: on such instances they "
+            f"are {100 * late:.2f} % from the optimum on average over the last {LATE} checks of "
+            f"each agent, and {100 * end:.2f} % at its end, which is what the others are held to."
+        )
+
+
 def _ratios(lines: Sequence[Line]) -> Iterator[str]:
     """How many times fewer core-seconds ours took to be as good as the agents."""
     kinds = dict.fromkeys((line.data, name) for line in lines for name in line.ours)
@@ -188,7 +204,7 @@ def _cells(lines: Sequence[Line]) -> str:
     head = (
         "Gaps are means over seeds (lowest to highest), core-seconds until as good as PER-DQN at "
         "its end medians: the first time / for good.\n\n"
-        "| trained on | N | E | seeds | best plan that PER-DQN played % | "
+        "| trained on | N | E | seeds of PER-DQN | best plan that PER-DQN played % | "
         + " | ".join(f"{name}: {each}" for name in names)
         + " |\n|---|"
     )
@@ -229,19 +245,20 @@ def _picture(found: Document) -> Any:
 
 
 def _draw(axes: Any, found: Document, data: str) -> None:
-    rows, alone = ([r for r in found[kind] if r["data"] == data] for kind in ("rows", "alone"))
-    cells = sorted({(row["users"], row["gpus"]) for row in rows})
+    cells = sorted({_place(row) for row in found["rows"] if row["data"] == data})
+    # Ours in the same cells only, where PER-DQN has not been trained in all.
+    rows, alone = ([r for r in found[kind] if _place(r) in cells] for kind in ("rows", "alone"))
 
     def line(curves: Sequence[Curve], **look: Any) -> None:
         # A logarithmic axis has no place for 0 s, and a logarithm none for a gap of 0.
         seconds, gaps = (np.mean([curve[i] for curve in curves], axis=0)[1:] for i in (0, 1))
         axes.plot(seconds, 100 * gaps[:, WHERE.index(data)], **look)
 
-    for colour, users in zip(COLOURS, sorted({n for n, _ in cells}), strict=False):
+    for colour, users in zip(COLOURS, sorted({n for _, n, _ in cells}), strict=False):
         theirs, own = ([_curve(r) for r in kind if r["users"] == users] for kind in (rows, alone))
         line(theirs, label=f"PER-DQN, N = {users}", color=colour, ls="--", lw=1)
         line(own, label=f"ours, N = {users}", color=colour, lw=2)
-    together = [curve for place in cells for curve in _together(found["ours"], *place)]
+    together = [curve for _, *place in cells for curve in _together(found["ours"], *place)]
     line(together, label=f"ours, {TOGETHER}", color="black", lw=2)
     axes.set(xscale="log", xlabel="core-seconds of training a network")
     axes.set_yscale("symlog", linthresh=0.01)
