@@ -8,7 +8,6 @@ static settings, so one compiled update serves all of them (`learner.Hyperparame
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from itertools import product
@@ -122,4 +121,5 @@ def member_devices(members: Mapping[str, TrainConfig]) -> Devices:
         available = find_devices(limit).count
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    return find_devices(math.gcd(len(members), available))
+    fitting = (n for n in range(1, available + 1) if len(members) % n == 0)
+    return find_devices(max(fitting))

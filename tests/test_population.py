@@ -8,19 +8,21 @@ import shutil
 import signal
 from dataclasses import fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from test_runs import tiny
 
-from offload_jax import cli, folders, population_loop, runs
-from offload_jax.config import ConfigError, to_yaml
+from offload_jax import cli, folders, population, population_loop, runs
+from offload_jax.config import ConfigError, TrainConfig, to_yaml
 from offload_jax.hyperparameters import LearnerConfig
 from offload_jax.population import (
     TRACED,
     PopulationConfig,
     check_alike,
     is_population,
+    member_devices,
     read_members,
 )
 from offload_jax.tracking import read_rows
@@ -138,6 +140,17 @@ def test_members_are_all_combinations() -> None:
 def test_impossible_populations_are_named(asked, phrase) -> None:
     with pytest.raises(ConfigError, match=phrase):
         asked.members(TINY)
+
+
+@pytest.mark.fast
+def test_as_many_devices_as_have_equal_numbers_of_members(monkeypatch) -> None:
+    def found(limit=None):
+        return SimpleNamespace(count=limit or 6)  # of six
+
+    monkeypatch.setattr(population, "find_devices", found)
+    for members, devices in ((1, 1), (5, 5), (7, 1), (8, 4), (18, 6)):
+        together = {str(n): TrainConfig() for n in range(members)}
+        assert member_devices(together).count == devices
 
 
 @pytest.mark.fast
