@@ -62,8 +62,7 @@ def write_bundle(
     out.parent.mkdir(parents=True, exist_ok=True)
     new = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=out.parent))
     try:
-        sample = config.scenario.sample(jax.random.key(0))
-        sizes = {"M": sample.num_batches, "G": sample.num_servers}
+        sizes = _sizes(config)
         if wanted.sizes[0] < least_users(sizes):
             raise ConfigError(
                 f"sizes begins with {wanted.sizes[0]}; must be at least {least_users(sizes)} for "
@@ -91,6 +90,17 @@ def write_bundle(
         archive.unlink(missing_ok=True)
         raise
     return open_bundle(out)
+
+
+def fewest_users(config: TrainConfig) -> int:
+    """The smallest size that a bundle for this scenario may have."""
+    return least_users(_sizes(config))
+
+
+def _sizes(config: TrainConfig) -> dict[str, int]:
+    """Numbers of batches and servers, which a bundle is for."""
+    sample = jax.eval_shape(config.scenario.sample, jax.random.key(0))
+    return {"M": sample.num_batches, "G": sample.num_servers}
 
 
 def _check(policy: Policy, out: Path) -> None:

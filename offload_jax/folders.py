@@ -11,11 +11,12 @@ import fcntl
 import json
 import os
 import platform
+import re
 import resource
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import datetime
@@ -28,20 +29,25 @@ import jax
 from offload_jax.config import ConfigError, TrainConfig, load_config, to_yaml
 from offload_jax.documents import replace_file
 
+# What a start that was killed at once may leave (of files, by `documents.replace_file`).
+_LEFT = re.compile(r"\.lock|run\.json|(config\.yaml|run\.json|population\.json)\.[0-9a-f]{32}\.tmp")
+
 
 def is_run(folder: Path) -> bool:
     """Whether a folder is a run directory."""
     return (folder / "config.yaml").is_file()
 
 
-def check_folder(folder: Path) -> None:
-    """Raises ConfigError where a folder is neither a run nor free to become one."""
+def check_folder(folder: Path, members: Collection[str] = ()) -> None:
+    """Raises ConfigError where a folder is neither a run nor free to become one.
+
+    It may hold folders of the `members` that are asked for: those of a start that was killed.
+    """
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"run directory {folder} is a file; must be a run, empty or new")
-    # A start that was killed at once may have left these.
-    ours = {".lock", "config.yaml.tmp", "run.json", "run.json.tmp"}
     if folder.is_dir() and not is_run(folder):
-        strange = sorted({path.name for path in folder.iterdir()} - ours)
+        names = {path.name for path in folder.iterdir()} - {*members}
+        strange = sorted(name for name in names if not _LEFT.fullmatch(name))
         if strange:
             raise ConfigError(
                 f"run directory {folder} holds other files ({strange[0]}) and is no run; must be a "
@@ -91,6 +97,9 @@ def _claimed(folder: Path) -> Iterator[None]:
             raise ConfigError(
                 f"run directory {folder} is in use by another process; wait for it or name another"
             ) from None
+        for path in folder.glob("*.tmp"):
+            if _LEFT.fullmatch(path.name):
+                path.unlink(missing_ok=True)
         yield
 
 

@@ -62,14 +62,16 @@ def loop(
 def past_fault(recorder: Recorder, state: LearnerState) -> LearnerState:
     """Skips the update that `state` cannot make, or raises RunError, the state saved."""
     config, period, step = recorder.config, recorder.period, int(state.step)
+    skip = config.run.not_finite == "skip" and period.skipped_in_a_row < MAX_SKIPPED
+    if not skip:  # first: explaining needs time and memory
+        recorder.save(state)
+        recorder.checkpoints.wait()
     cause = f"update {step + 1}: {faults.explain(config.to_learner(), local_copy(state))}"
-    if config.run.not_finite == "skip" and period.skipped_in_a_row < MAX_SKIPPED:
+    if skip:
         if processes.is_first():
             recorder.report.warn(f"skipped {cause}")
         period.skip()
         return learning.skip(state)
-    recorder.save(state)
-    recorder.checkpoints.wait()
     raise RunError(
         f"training diverged at {cause}. That update was not applied, and a checkpoint of update "
         f"{step} is kept. Start a new run with a lower learner.lr or learner.max_grad_norm, or go "

@@ -129,7 +129,13 @@ def _of_process(devices: list[jax.Device], process: int) -> list[jax.Device]:
 def local_copy(tree: Any) -> Any:
     """Leaves whole on this process's first device, wherever their parts are."""
     here = SingleDeviceSharding(jax.local_devices()[0])
-    return jax.tree.map(lambda x: jax.device_put(x, here), tree)
+
+    def copy(x: Any) -> Any:
+        # Of several processes' arrays, which are whole everywhere, this process's own.
+        whole = x if x.is_fully_addressable else x.addressable_data(0)
+        return jax.device_put(whole, here)
+
+    return jax.tree.map(copy, tree)
 
 
 def memory_mb(compiled: Any) -> float | None:

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 from offload_jax import folders, runs
 from offload_jax import learner as learning
 from offload_jax.checkpoint import Checkpoints
-from offload_jax.config import TrainConfig
+from offload_jax.config import ConfigError, TrainConfig
 from offload_jax.env import EnvConfig
 from offload_jax.hyperparameters import Hyperparameters, Learner
 from offload_jax.instance import Instance
@@ -28,7 +28,13 @@ from offload_jax.loop import describe_needs, needs_of, past_fault, stop_requests
 from offload_jax.mesh import ONE_DEVICE, Devices, local_copy
 from offload_jax.mirror import Mirror
 from offload_jax.networks import NetworkConfig
-from offload_jax.population import Members, check_alike, member_devices, write_members
+from offload_jax.population import (
+    Members,
+    check_alike,
+    is_population,
+    member_devices,
+    write_members,
+)
 from offload_jax.reporting import Recorder, Reporter, Row, RunError, gap_due, row_due
 from offload_jax.saved import restore
 from offload_jax.tracking import MetricsFile
@@ -51,9 +57,14 @@ def train_population(
     devices: to as many as get equal numbers of them.
 
     Raises ConfigError for settings that are impossible or differ in more than Hyperparameters and
-    seed, RunError where all members have diverged.
+    seed, and for members that have no update in common to go on from, RunError where all members
+    have diverged.
     """
     check_alike(members)
+    first = next(iter(members.values()))  # they share all that is looked at here
+    runs.check_rules(first)
+    if not is_population(Path(folder)):
+        runs.check_init_from(first)
     started, devices = time.perf_counter(), member_devices(members)
     with ExitStack() as stack:
         stop = stack.enter_context(stop_requests())
@@ -102,9 +113,9 @@ class _Member:
         off = replace(self.config.tracking, wandb="off")
         mirror = stack.enter_context(Mirror(off, self.folder, self.about["id"], {}, self.warn))
         report = Reporter(metrics, mirror, (), self.config.run, self.warn)
-        at_step = [saved for saved in self.checkpoints.good if saved.step == step]
-        since_row = at_step[0].about["since_row"] if at_step else ()
-        self.recorder = Recorder(self.config, self.checkpoints, report, since_row)
+        at_step = [one for one in self.checkpoints.good if one.step == step]
+        saved = at_step[0].about if at_step else {}
+        self.recorder = Recorder(self.config, self.checkpoints, report, saved)
 
     def past_fault(self, state: LearnerState) -> LearnerState:
         """The state after the update that could not be made, or as it is where that diverges.
@@ -121,7 +132,6 @@ class _Member:
             return state
 
     def finish(self, step: int, seconds: float) -> None:
-        self.recorder.report.finish()
         self.checkpoints.wait()
         runs.finish(self.folder, self.config, self.about, step, seconds)
 
@@ -129,14 +139,22 @@ class _Member:
 def _start(group: Sequence[_Member]) -> LearnerState:
     """All members' states, stacked, at the newest update that all have saved.
 
-    Those that diverged start afresh, as ballast.
+    Those that diverged start afresh, as ballast. Raises ConfigError where there is no such update.
     """
-    fresh = [runs.initial_state(member.config) for member in group]
-    steps = [{s.step for s in m.checkpoints.good} for m in group if not m.diverged]
-    shared = set.intersection(*steps) if steps else set()
+    steps = {m.folder: {s.step for s in m.checkpoints.good} for m in group if not m.diverged}
+    if not any(steps.values()):
+        return _stacked([runs.first_state(member.config, member.warn) for member in group])
+    shared = set.intersection(*steps.values())
     if not shared:
-        return _stacked(fresh)
+        have = "; ".join(
+            f"{f}: {', '.join(map(str, sorted(s))) or 'none'}" for f, s in steps.items()
+        )
+        raise ConfigError(
+            f"the members have no checkpoint of one update ({have}); must have one to go on "
+            "together. Go on with each alone: train.py --run MEMBER"
+        )
     step = max(shared)
+    fresh = [runs.initial_state(member.config) for member in group]
     states = [
         replace(like, step=jnp.int32(step)) if m.diverged else restore(m.checkpoints.at(step), like)
         for m, like in zip(group, fresh, strict=True)
@@ -214,8 +232,9 @@ def _loop(
                 callback(rows)
         if any(member.recorder.save_due() for member in group):
             _save(group, states)
-    if stop.is_set():
-        _save(group, states)
+    for member in group:
+        member.recorder.report.finish()
+    _save(group, states)  # no update is saved twice
     return step
 
 

@@ -34,6 +34,8 @@ class DistributedConfig:
 
     def validate(self) -> None:
         """Raises ConfigError naming the field and the allowed values."""
+        if self.timeout_s < 1:
+            raise ConfigError(f"distributed.timeout_s is {self.timeout_s}; must be at least 1")
         numbers = (self.processes, self.process)
         if self.coordinator in (None, "auto"):
             if numbers != (None, None):

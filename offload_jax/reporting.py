@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from typing import Any
 
 import jax
 import numpy as np
@@ -139,11 +140,13 @@ class Recorder:
         config: TrainConfig,
         checkpoints: Checkpoints,
         report: Reporter,
-        since_row: Sequence[Row] = (),
+        saved: Mapping[str, Any] | None = None,
     ) -> None:
-        """`since_row` are the metrics of updates after the last row, as a checkpoint has them."""
+        """`saved` is what the checkpoint to go on from says of the updates after its last row."""
         self.config, self.checkpoints, self.report = config, checkpoints, report
-        self.period = Period(list(since_row))
+        saved = saved or {}
+        skipped = (saved.get(name, 0) for name in ("skipped", "skipped_in_a_row"))
+        self.period = Period(list(saved.get("since_row", ())), *skipped)
         self._saved = time.monotonic()
 
     def row(self, state: LearnerState, gap: float | None) -> Row:
@@ -168,7 +171,12 @@ class Recorder:
         self._saved = time.monotonic()
         if processes.any_of_all(self.report.behind()):
             return  # rows that a resumed run would lack
-        save = partial(self.checkpoints.save, state, gap, since_row=self.period.updates)
+        period = {
+            "since_row": self.period.updates,
+            "skipped": self.period.skipped,
+            "skipped_in_a_row": self.period.skipped_in_a_row,
+        }
+        save = partial(self.checkpoints.save, state, gap, **period)
         for write in (self.checkpoints.wait, save):  # the one before may have failed: that is told
             try:
                 write()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -106,7 +106,7 @@ def _trained(
         ) as checkpoints,
         stop_requests() as stop,
     ):
-        state, since_row = _start_state(config, checkpoints, devices, warn)
+        state, saved = _start_state(config, checkpoints, devices, warn)
         about["starts"][-1] |= (needs := prepare(config.to_learner(devices), state))
         if first:
             tell(describe_needs(needs))
@@ -114,8 +114,10 @@ def _trained(
         metrics = MetricsFile(rows, up_to_step=int(state.step)) if first else None
         report = Reporter(metrics, mirror, callbacks, config.run, warn)
         try:
-            state = loop(Recorder(config, checkpoints, report, since_row), state, stop, devices)
+            recorder = Recorder(config, checkpoints, report, saved)
+            state = loop(recorder, state, stop, devices)
             report.finish()
+            recorder.save(state)  # again, where rows had to wait until now
         finally:
             if metrics:
                 metrics.close()
@@ -148,7 +150,7 @@ def read_result(folder: Path, config: TrainConfig, step: int) -> RunResult:
 
 
 def initial_state(config: TrainConfig) -> LearnerState:
-    """The state before the first update."""
+    """A state before the first update, with random parameters."""
     key = jax.random.fold_in(jax.random.key(config.seed), _TRAINING)
     return _init(config.to_learner(), key)
 
@@ -171,14 +173,20 @@ def _start_state(
     checkpoints: Checkpoints,
     devices: Devices,
     warn: Callable[[str], None],
-) -> tuple[LearnerState, list[Row]]:
-    """The state to start from, and the metrics of its updates that are in no row yet."""
-    state, saved = initial_state(config), checkpoints.newest()
+) -> tuple[LearnerState, Mapping[str, Any]]:
+    """The state to start from, and what its checkpoint says about it."""
+    saved = checkpoints.newest()
     if saved is not None:
-        return restore(saved, devices.place(state)), saved.about["since_row"]
-    if config.init_from is not None:
-        state = replace(state, params=load_policy(config.init_from, warn=warn).params)
-    return devices.place(state), []
+        return restore(saved, devices.place(initial_state(config))), saved.about
+    return devices.place(first_state(config, warn)), {}
+
+
+def first_state(config: TrainConfig, warn: Callable[[str], None]) -> LearnerState:
+    """The state before the first update, its parameters those of `init_from` where one is given."""
+    state = initial_state(config)
+    if config.init_from is None:
+        return state
+    return replace(state, params=load_policy(config.init_from, warn=warn).params)
 
 
 def check_init_from(config: TrainConfig) -> None:
@@ -212,6 +220,7 @@ def load_policy(
 ) -> Policy:
     """A shipped policy by its name, that of a policy folder, or of a run directory.
 
+    The names are strings: a run directory that bears one is Path("edge") or "./edge".
     Of a run it is the best evaluated checkpoint, or the ``latest``. Damaged checkpoints are left
     out, and `warn` is told.
 

@@ -40,8 +40,11 @@ def names() -> list[str]:
 
 
 def is_policy(source: str | Path) -> bool:
-    """Whether this is the name of a shipped policy, or a folder that holds one."""
-    return str(source) in names() or (Path(source) / "policy.json").is_file()
+    """Whether this is the name of a shipped policy, or a folder that holds one.
+
+    A name is a string: Path("edge") and "./edge" are folders.
+    """
+    return source in names() or (Path(source) / "policy.json").is_file()
 
 
 def find(source: str | Path) -> Path:
@@ -51,7 +54,7 @@ def find(source: str | Path) -> Path:
             f"policy is {str(source)!r}; must be a policy folder or one of {', '.join(names())}"
             + nearest(str(source), names())
         )
-    return FOLDER / source if str(source) in names() else Path(source)
+    return FOLDER / source if source in names() else Path(source)
 
 
 def save(
@@ -106,7 +109,7 @@ def load(source: str | Path) -> tuple[Policy, TrainConfig]:
     config = from_settings(document["settings"], f"{folder}/policy.json")
     with np.load(folder / "weights.npz", allow_pickle=False) as arrays:
         params = _nested(dict(arrays), config, folder)
-    name = folder.name if str(source) in names() else str(folder)
+    name = folder.name if source in names() else str(folder)
     return Policy(params, config.network, config.to_env(), name, document["temperature"]), config
 
 

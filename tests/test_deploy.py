@@ -20,9 +20,9 @@ import pytest
 from bundles import CONFIG, WANTED, instance, small_bundle, small_policy
 
 from benchmarks.serving import spoil
-from offload_jax import deploy, schema
+from offload_jax import deploy, export, schema
 from offload_jax import evaluate as valued
-from offload_jax.config import ConfigError, from_settings
+from offload_jax.config import ConfigError, from_settings, load_config
 from offload_jax.deploy.physics import effect
 from offload_jax.deploy.ports import OUTPUTS
 from offload_jax.deploy.verify import replay
@@ -100,6 +100,12 @@ def test_a_policy_with_rules_of_its_own_is_refused(policy, tmp_path) -> None:
     with pytest.raises(ConfigError, match=r"sizes begins with 3; must be at least 4 for 2"):
         write_bundle(tmp_path / "d", policy, CONFIG, {}, "", replace(WANTED, sizes=(3, 6)))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["c"]
+
+
+@pytest.mark.fast
+def test_the_smallest_size_there_may_be() -> None:
+    assert export.fewest_users(load_config("smoke")) == 8
+    assert export.fewest_users(load_config("edge")) == 2
 
 
 def test_ranges_without_an_end_can_be_written() -> None:

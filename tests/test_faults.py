@@ -13,11 +13,12 @@ import pytest
 
 from offload_jax import faults, loop, losses, runs
 from offload_jax import learner as learning
+from offload_jax.checkpoint import Checkpoints
 from offload_jax.config import RunConfig, TrainConfig
 from offload_jax.hyperparameters import LearnerConfig
 from offload_jax.learner import LearnerState
 from offload_jax.networks import NetworkConfig
-from offload_jax.reporting import RunError
+from offload_jax.reporting import Recorder, Reporter, RunError
 from offload_jax.scenario import PaperScenario
 from offload_jax.tracking import TrackingConfig
 
@@ -98,6 +99,20 @@ def test_a_run_stops_at_them_or_goes_on_without(faulty, tmp_path) -> None:
     skipped = [int(row["step"]) for row in done.rows if "skipped" in row]
     assert skipped[0] == failed
     assert [text.split(":")[0] for text in said] == [f"skipped update {step}" for step in skipped]
+
+
+@pytest.mark.fast
+def test_a_checkpoint_knows_what_was_skipped() -> None:
+    kept, checkpoints, report = {}, object.__new__(Checkpoints), object.__new__(Reporter)
+    checkpoints.wait = lambda: None
+    checkpoints.save = lambda *_, **about: kept.update(about)
+    report.behind = lambda: False
+    recorder = Recorder(CONFIG, checkpoints, report)
+    recorder.period.skip()
+    recorder.period.skip()
+    recorder.save(object.__new__(LearnerState))
+    again = Recorder(CONFIG, checkpoints, report, kept)
+    assert (again.period.skipped, again.period.skipped_in_a_row) == (2, 2)
 
 
 def test_nothing_of_a_failed_update_is_applied(faulty) -> None:

@@ -98,6 +98,8 @@ def test_two_processes_learn_as_one(pair) -> None:
         rows.append(asdict(jax.device_get(metrics)))
     assert_same_curve(pair[0]["rows"], rows)
     assert pair[0]["rows"] == pair[1]["rows"]
+    assert pair[0]["whole"] == pair[1]["whole"]
+    assert pair[0]["whole"]["step"] == TINY.learner.updates
     assert pair[0]["needs"]["memory_mb_per_device"] > 0
     text = loop.describe_needs(pair[0]["needs"])
     assert text.startswith("4 devices (cpu) in 2 processes; an update needs ")
@@ -171,6 +173,7 @@ def test_minibatches_take_one_of_every_row() -> None:
         ({"coordinator": "host:0"}, "coordinator is 'host:0'; must be HOST:PORT"),
         ({"processes": 2}, "coordinator is None; must be HOST:PORT"),
         ({"coordinator": "auto", "process": 1}, "coordinator is 'auto'; must be HOST:PORT"),
+        ({"timeout_s": -5}, "distributed.timeout_s is -5; must be at least 1"),
         ({"coordinator": "host:1"}, "distributed.processes is None; must be at least 1"),
         (
             {"coordinator": "host:1", "processes": 2, "process": 2},

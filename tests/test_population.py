@@ -10,6 +10,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 from test_runs import tiny
@@ -17,6 +18,7 @@ from test_runs import tiny
 from offload_jax import cli, folders, population, population_loop, runs
 from offload_jax.config import ConfigError, TrainConfig, to_yaml
 from offload_jax.hyperparameters import LearnerConfig
+from offload_jax.mesh import Devices
 from offload_jax.population import (
     TRACED,
     PopulationConfig,
@@ -142,10 +144,43 @@ def test_impossible_populations_are_named(asked, phrase) -> None:
         asked.members(TINY)
 
 
+def stub(config, *steps) -> population_loop._Member:
+    """A member that has such checkpoints, and no files."""
+    member = object.__new__(population_loop._Member)
+    good = [SimpleNamespace(step=step) for step in steps]
+    member.config, member.folder = config, Path(f"seed-{config.seed}")
+    member.diverged, member.checkpoints, member.warn = False, SimpleNamespace(good=good), print
+    return member
+
+
+def test_members_start_from_another_run(trained) -> None:
+    source = str(trained / GOOD[1])
+    group = [stub(replace(TINY, seed=seed, init_from=source)) for seed in (3, 4)]
+    params, wanted = population_loop._start(group).params, runs.load_policy(source).params
+    for both, one in zip(*map(jax.tree.leaves, (params, wanted)), strict=True):
+        np.testing.assert_array_equal(both, np.stack([one, one]))
+
+
+@pytest.mark.fast
+def test_members_without_an_update_in_common_lose_nothing() -> None:
+    group = [stub(replace(TINY, seed=0), 20, 40), stub(replace(TINY, seed=1), 10)]
+    told = r"\(seed-0: 20, 40; seed-1: 10\).* Go on with each alone"
+    with pytest.raises(ConfigError, match=told):
+        population_loop._start(group)
+
+
+@pytest.mark.fast
+def test_a_start_that_was_killed_is_no_obstacle(tmp_path) -> None:
+    (tmp_path / "seed-0").mkdir()
+    folders.check_folder(tmp_path, ["seed-0", "seed-1"])
+    with pytest.raises(ConfigError, match=r"holds other files \(seed-0\)"):
+        folders.check_folder(tmp_path)
+
+
 @pytest.mark.fast
 def test_as_many_devices_as_have_equal_numbers_of_members(monkeypatch) -> None:
     def found(limit=None):
-        return SimpleNamespace(count=limit or 6)  # of six
+        return type("Some", (Devices,), {"count": limit or 6})()  # of six
 
     monkeypatch.setattr(population, "find_devices", found)
     for members, devices in ((1, 1), (5, 5), (7, 1), (8, 4), (18, 6)):

@@ -156,6 +156,13 @@ def test_or_training_goes_on_and_the_rows_are_written_later(half, monkeypatch) -
     assert runs.load_policy(half, "latest").source.endswith("update 6")
 
 
+def test_the_last_state_is_saved_once_its_row_could_be(half, monkeypatch) -> None:
+    full_at(6, 1, monkeypatch)
+    config = changed(tiny(6), failed_save="go-on")
+    assert runs.train(config, folder=half, warn=lambda _: None).rows[-1]["step"] == 6
+    assert runs.load_policy(half, "latest").source.endswith("update 6")
+
+
 def failing_once(f):
     """`f`, but the first call meets a full disk."""
     calls = []
@@ -219,10 +226,10 @@ def test_a_damaged_checkpoint_is_put_aside(trained, half) -> None:
 
 def test_starting_from_another_run(trained, tmp_path) -> None:
     config = replace(tiny(6), seed=1, init_from=str(trained.folder))
-    state, since_row = runs._start_state(config, Checkpoints(tmp_path / "c"), ONE_DEVICE, print)
+    state, saved = runs._start_state(config, Checkpoints(tmp_path / "c"), ONE_DEVICE, print)
     best = runs.load_policy(trained.folder).params
     assert all(jax.tree.leaves(jax.tree.map(np.array_equal, state.params, best)))
-    assert (int(state.step), since_row) == (0, [])
+    assert (int(state.step), saved) == (0, {})
     other = replace(config, network=replace(config.network, width=32))
     with pytest.raises(ConfigError, match=r"network\.width is 32; must be 16, as in"):
         runs.train(other, folder=tmp_path / "other")
@@ -242,6 +249,25 @@ def test_a_run_without_checkpoint(copied) -> None:
 def test_a_folder_in_use_is_refused(copied) -> None:
     with folders._claimed(copied), pytest.raises(ConfigError, match="is in use by another process"):
         runs.train(tiny(6), folder=copied)
+
+
+def test_a_run_may_have_the_name_of_a_shipped_policy(copied, tmp_path, monkeypatch) -> None:
+    copied.rename(tmp_path / "edge")
+    monkeypatch.chdir(tmp_path)
+    for source in (Path("edge"), "./edge"):
+        assert runs.settings_of(source).scenario.kind == "paper"
+        assert runs.load_policy(source).source.startswith("edge at update")
+    assert runs.settings_of("edge").scenario.kind == "edge"
+
+
+@pytest.mark.fast
+def test_what_a_killed_start_leaves_is_no_obstacle(tmp_path) -> None:
+    for name in ("config.yaml", "run.json"):
+        (tmp_path / f"{name}.{'a1' * 16}.tmp").write_text("half")
+    (tmp_path / "run.json").write_text('{"id": "x", "starts": []}')
+    with folders.claimed(tmp_path, tiny(6)):
+        names = {path.name for path in tmp_path.iterdir()}
+    assert names == {".lock", "config.yaml", "run.json"}
 
 
 @pytest.mark.fast

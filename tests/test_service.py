@@ -53,10 +53,12 @@ def test_one_instance_gets_one_answer_and_many_get_many(client, decider) -> None
         (b"", 422, "body", "is not JSON"),
         (b"{", 422, "body", "is not JSON"),
         (b"[]", 422, "body", "must be 1..3"),
+        (b" []", 422, "body", "must be 1..3"),
         (b"[" * 10_000, 422, "body", "nested too deeply"),
         (b"\xff", 422, "body", "not UTF-8"),
         (b"0" * 60_000, 413, None, "longer than 50000 bytes"),
         (b"[1, 2, 3, 4]", 422, "body", "holds 4 instances"),
+        (b"\n[1, 2, 3, 4]", 422, "body", "holds 4 instances"),
         (b'{"format": 1}', 422, "body.format", "offload-jax/instance"),
     ],
 )

@@ -474,6 +474,19 @@ def test_trainings_fail_die_and_go_on(program, tmp_path) -> None:
 
 
 @pytest.mark.fast
+def test_runs_of_another_sweep_are_not_taken_for_its_own(program, tmp_path) -> None:
+    def sweep(name, *rates):
+        lr = {"learner.lr": {"values": list(rates)}}
+        return sweep_of(tmp_path, name=name, program=program, method="grid", parameters=lr)
+
+    first = run(sweep("first", 0.1, 0.2), tmp_path / "out", 2)
+    assert [record.state for record in first] == ["finished", "finished"]
+    second = run(sweep("second", 0.5, 0.6), tmp_path / "out", 2)
+    assert [record.state for record in second] == ["failed", "failed"]
+    assert second[0].reason.endswith("with other parameters; take another directory (--out)")
+
+
+@pytest.mark.fast
 def test_bad_trials_are_stopped_early(program, tmp_path) -> None:
     lr = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
     parameters = {"learner.lr": {"values": lr}, "learner.updates": {"value": 20}}

@@ -52,9 +52,10 @@ def run(words: list[str], prog: str) -> int:
         policy = runs.load_policy(parsed.run, warn=warn)
         about = about_run(parsed.run, policy.source)
         card = card_of(parsed.run, parsed.out.name, config, about)
-    most = config.scenario.max_users
+    least = export.fewest_users(config)
+    most = max(config.scenario.max_users, least)
     wanted = ExportConfig(
-        parsed.sizes or tuple(sorted({(most + 1) // 2, most})),
+        parsed.sizes or tuple(sorted({max((most + 1) // 2, least), most})),
         parsed.samples,
         parsed.iree,
         parsed.cpu,

@@ -66,12 +66,12 @@ def run(words: list[str], prog: str) -> int:
     config.validate()
     members = _members(parsed, saved, base)
     if parsed.run is not None and not saved:
-        folders.check_folder(parsed.run)
+        folders.check_folder(parsed.run, members)
     if saved and not members:
         config = folders.resumed(base, config)
-    if not saved:
-        runs.check_init_from(config)
-    with processes.started(parsed.distributed):
+    with processes.started(parsed.distributed):  # before anything touches a device
+        if not saved:
+            runs.check_init_from(config)
         if members:
             return _train_population(members, parsed)
         config.find_devices()  # refuses before anything is said or written
@@ -119,7 +119,9 @@ def _train_population(members: Members, parsed: Arguments) -> int:
     base = next(iter(members.values()))
     if parsed.dry_run:
         check_alike(members)
+        runs.check_rules(base)
         print("".join(f"# member {name}\n" for name in members), end="")
+        print(f"# below is what one of the {len(members)} members needs")
         return _dry_run(replace(base, run=replace(base.run, devices=1)))
     folder = parsed.run or folders.new_folder(base)
     print(f"population: {folder}, {len(members)} members", flush=True)

@@ -152,14 +152,15 @@ async def _body(request: Request, most: int) -> bytes:
 
 def _instances(decider: Decider, body: bytes, most: int) -> tuple[list[Any], bool]:
     """The instances of a body, and whether it is an array."""
+    several = body.lstrip()[:1] == b"["
     try:
-        loaded = json.loads(body) if body[:1] == b"[" else None
+        loaded = json.loads(body) if several else None
         if isinstance(loaded, list) and not 1 <= len(loaded) <= most:
             raise Refused(422, f"the body holds {len(loaded)} instances; must be 1..{most}", "body")
     except (ValueError, RecursionError):
         loaded = None  # the reader says where it is no JSON
     try:
-        return decider.parse(body, "body"), body.lstrip()[:1] == b"["
+        return decider.parse(body, "body"), several
     except SchemaError as error:
         raise Refused(422, str(error), error.path) from None
 

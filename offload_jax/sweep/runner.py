@@ -91,6 +91,9 @@ def _ended(job: Job, trials: Trials) -> bool:
         job.kill()
         return True
     if not job.started:
+        if reason := job.foreign():
+            trials.fail(job.trial, reason)
+            return True
         if job.start():
             trials.started(job.trial)
         return False

@@ -100,7 +100,7 @@ class Trials:
         if known not in (None, sweep.key):
             raise ConfigError(
                 f"{sweep.source}: the storage has a sweep {sweep.name!r} with another method, "
-                "metric, early_terminate or parameters; take another name or directory"
+                "metric, early_terminate or parameters; take another directory (--out)"
             )
 
     def __enter__(self) -> Trials:

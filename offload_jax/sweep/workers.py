@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import signal
 import socket
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from offload_jax.documents import replace_file
 from offload_jax.folders import is_run
 from offload_jax.sweep.spec import SweepConfig
 from offload_jax.sweep.trials import Trial
@@ -105,6 +107,18 @@ class Job:
         if is_run(self.folder):  # its own config.yaml has all settings
             return self.sweep.command_line(run)
         return self.sweep.command_line([*self.sweep.words(self.trial.parameters), *run])
+
+    def foreign(self) -> str | None:
+        """Why the run directory that is there is not this trial's; None where it is, or none is."""
+        about = self.folder.with_suffix(".json")
+        mine = {k: v for k, v in self.trial.parameters.items() if not k.startswith("tracking.")}
+        if not is_run(self.folder):
+            self.folder.parent.mkdir(parents=True, exist_ok=True)
+            replace_file(about, json.dumps(mine))
+            return None
+        if not about.exists() or json.loads(about.read_bytes()) == mine:
+            return None
+        return f"{self.folder} holds a run with other parameters; take another directory (--out)"
 
     @property
     def started(self) -> bool:
