@@ -24,6 +24,8 @@ from offload_jax.types import Scalar
 # Loads at which a user's gain in a batch is shown to the encoder, as shares of what can fill it.
 LEVELS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
+ROOM = 5.0  # capacities beyond so many times what all users want are shown as that
+
 # Columns of `Observation.pairs`; those up to "hope" and the last two are made of reduced gains.
 STEP_FEATURES = (
     "reduced",  # gain as a share of the user's all-local time
@@ -103,7 +105,7 @@ def describe(instance: Instance) -> Description:
     batches = [
         jnp.log(own * mean_demand * steps / unit),
         instance.intercept * steps / unit,
-        instance.capacity / jnp.maximum(total_demand, 1),
+        jnp.minimum(instance.capacity / jnp.maximum(total_demand, 1), ROOM),
         jnp.minimum(budget / all_work, 1),
         jnp.broadcast_to(jnp.log(model.num_real_users(instance)), own.shape),
     ]

@@ -26,7 +26,7 @@ from offload_jax.value import Solver
 class SoftOutcome:
     """What probabilities are worth with optimal splits."""
 
-    value: Float[Array, "*batch"]  # V, s; differentiable in reverse and forward mode
+    value: Float[Array, "*batch"]  # V, s; differentiable in reverse mode (native: and forward)
     gain: Float[Array, "*batch"]  # V - U_deny, s
     split: Float[Array, "users batches *batch"]  # n of each user in each batch, steps
     price: Float[Array, "servers *batch"]  # s per GPU-second

@@ -149,11 +149,13 @@ def check_all_local(instances: Instance, solver: Solver) -> None:
     missed = config.rules.violations(*_all_local(instances))
     for text, shares in zip(config.constraints, missed, strict=True):
         worst = np.max(np.asarray(shares), axis=0).reshape(-1)  # of each instance's users
-        broken = np.flatnonzero(worst > 1e-6)
+        broken = np.flatnonzero(~(worst <= 1e-6))  # what is no number is broken, too
         if len(broken):
+            by = 100 * worst[broken[0]]
+            how = f"by {by:.2g} %" if np.isfinite(by) else "where it is no number"
             raise ValueError(
                 f"splits.constraints has {text!r}, which the all-local plan breaks (instance "
-                f"{broken[0]} of {len(worst)}, by {100 * worst[broken[0]]:.2g} %); "
+                f"{broken[0]} of {len(worst)}, {how}); "
                 "must hold when everybody is denied: multiply by granted what only granted users "
                 "must keep, or write a term with a price for missing it"
             )

@@ -136,7 +136,8 @@ def kkt(p: dict[str, np.ndarray], split: np.ndarray, price: np.ndarray) -> np.nd
     limited = np.isfinite(p["budget"])
     budget = np.where(limited, p["budget"], 0)
     over = np.where(limited, use(p, split, len(budget)) - budget, 0)
-    gap = np.maximum.reduce([over, np.abs(price * over), -price]) / np.maximum(budget, 1)
+    slack = np.abs(price * over) / np.maximum(price, 1)
+    gap = np.maximum.reduce([over, slack, -price]) / np.maximum(budget, 1)
     return np.maximum(np.max(np.where(p["granted"], row, 0), 0), gap.max(0))
 
 

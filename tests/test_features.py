@@ -24,7 +24,7 @@ from episodes import (
 )
 
 from offload_jax.env import EnvConfig, action_mask, reset
-from offload_jax.features import describe, local_time, observe
+from offload_jax.features import ROOM, describe, local_time, observe
 from offload_jax.gains import reply_gains
 from offload_jax.instance import toy
 from offload_jax.scenario import PRESETS
@@ -106,6 +106,19 @@ def test_finite_in_every_scenario(preset):
                       (description.users, description.batches, description.pairs,
                        observation.pairs, observation.overall))  # fmt: skip
         assert 1 < largest < 100  # of the order of 1, as networks like it
+
+
+@pytest.mark.fast
+def test_room_for_everybody_is_room_for_everybody():
+    """However a capacity without a limit is written."""
+    instances = world("edge")
+    plenty = ROOM * jnp.sum(instances.demand, axis=0, where=instances.mask)
+    found = [
+        describe(replace(instances, capacity=jnp.broadcast_to(most, instances.capacity.shape)))
+        for most in (plenty, 1e30, jnp.inf)
+    ]
+    chex.assert_trees_all_close(*found, rtol=1e-6)
+    chex.assert_tree_all_finite(found)
 
 
 @pytest.mark.fast

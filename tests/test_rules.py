@@ -207,6 +207,19 @@ def test_constraints_that_the_all_local_plan_breaks_are_refused() -> None:
     with pytest.raises(ValueError, match="multiply by granted what only granted users must keep"):
         oj.solve(instance, "deny", solver=bad)
     check_all_local(instances, config(RULES["deadline"]))
+    # 0/0 for a denied user, whatever the instance.
+    nothing = config(Rules(constraints=("granted * latency / edge_step <= 100",)))
+    with pytest.raises(ValueError, match=r"breaks \(instance 0 of \d+, where it is no number\)"):
+        check_all_local(instances, nothing)
+
+
+@pytest.mark.fast
+def test_rules_are_never_ignored() -> None:
+    """By a configuration that nobody has validated, whose solver knows none."""
+    instances, plan = world()
+    for rules in ({"constraints": ("latency <= 5",)}, {"terms": ("-latency",)}):
+        with pytest.raises(ValueError, match=r"splits\.solver is 'native', which takes no constr"):
+            evaluate(instances, plan, SplitsConfig(**rules))
 
 
 def test_an_episode_keeps_the_rules() -> None:

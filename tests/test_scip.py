@@ -18,7 +18,7 @@ from offload_jax.baselines import solve
 from offload_jax.baselines.enumeration import enumerate_all
 from offload_jax.baselines.scip import branch_and_bound, refuse_scip
 from offload_jax.gains import feasible_gain
-from offload_jax.instance import from_record
+from offload_jax.instance import from_record, toy
 from offload_jax.scenario import EdgeScenario
 from offload_jax.splits import SplitsConfig
 
@@ -75,6 +75,21 @@ def test_any_interference_and_demand(x64, monkeypatch, levels) -> None:
         assert proof.closed
         assert best <= proof.bound <= best * (1 + 1e-5)
         np.testing.assert_allclose(gain_at(instance, proof.assignment), best, rtol=0, atol=1e-6)
+
+
+def test_demands_that_fill_a_batch_up_to_rounding() -> None:
+    """In float32 three times 0.3 is more than 0.9, and fits."""
+    instance = replace(
+        toy()[0],
+        demand=jnp.full(3, 0.3),
+        capacity=jnp.array([0.9, 0.0]),
+        interference=0.1 * jnp.eye(2),
+        local_step=jnp.array([1.0, 0.9, 0.8]),
+    )
+    proof = branch_and_bound(instance, 60.0)
+    assert proof.closed
+    np.testing.assert_array_equal(proof.assignment, enumerate_all(instance))
+    np.testing.assert_array_equal(proof.assignment, [1, 1, 1])
 
 
 def test_nothing_is_lost_without_time() -> None:

@@ -148,6 +148,20 @@ def test_closed_form_at_extreme_scales(bits) -> None:
     assert np.all(n[0, v == 2] == p["lower"][0, v == 2])
 
 
+@pytest.mark.fast
+def test_what_a_budget_is_worth_does_not_matter() -> None:
+    """In milliseconds prices are a thousand times as high, and plans as good."""
+    p = herd("small")
+    found = []
+    for unit in (1, 1e3, 1e5):
+        solution = SOLVE(as_problem(p, saving=unit * p["saving"], amplitude=unit * p["amplitude"]))
+        assert np.all(np.asarray(solution.status) == Status.SOLVED)
+        found.append(np.asarray(solution.residual))
+    assert np.max(solution.price) > 1e4
+    np.testing.assert_allclose(found[1], found[0], atol=1e-5)
+    np.testing.assert_allclose(found[2], found[0], atol=1e-5)
+
+
 BAD = {
     **{name: [np.nan, np.inf, -np.inf] for name in ("saving", "rate", "amplitude", "slope")},
     **{name: [np.nan, np.inf, -np.inf] for name in ("centre", "lower", "weight", "steps")},

@@ -6,6 +6,7 @@ many, all are one.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -24,7 +25,9 @@ class Numbers:
     def __init__(self, instance: Instance) -> None:
         with jax.enable_x64(True):
             instance = neutral_padding(instance)
+        rounding = 8 * np.finfo(instance.capacity.dtype).eps  # as `value.fits` has it, not float64
         i = jax.tree.map(lambda x: np.asarray(x, float if x.dtype.kind == "f" else None), instance)
+        i = replace(i, capacity=i.capacity + rounding * np.maximum(i.capacity, 1))
         self.instance: Any = i  # an Instance of NumPy arrays
         self.real = np.asarray(i.mask)
         self.own = np.diag(i.interference)

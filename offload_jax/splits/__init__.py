@@ -47,13 +47,17 @@ class SplitsConfig:
         Checks(self, "splits").one_of("solver", SOLVERS)
         if self.solver != "native":
             check_solver(self.solver)
+        self.check_takes_rules()
+        check_rules(self.rules)
+
+    def check_takes_rules(self) -> None:
+        """Raises ValueError where there are constraints or terms, and the solver knows none."""
         if self.rules and self.solver == "native":
             others = ", ".join(SOLVERS[1:])
             raise ValueError(
                 f"splits.solver is 'native', which takes no constraints or terms; must be one of "
                 f"{others}"
             )
-        check_rules(self.rules)
 
     @property
     def rules(self) -> Rules:
@@ -68,8 +72,12 @@ class SplitsConfig:
 
 
 def splits_config(solver: str | SplitsConfig) -> SplitsConfig:
-    """The configuration of a solver's name, checked; one that is a configuration already, as is."""
+    """The configuration of a solver's name, checked; one that is a configuration already, as is.
+
+    Raises ValueError for an unknown name, and for rules that the solver would not keep.
+    """
     if isinstance(solver, SplitsConfig):
+        solver.check_takes_rules()
         return solver
     if solver not in SOLVERS:
         raise ValueError(f"solver is {solver!r}; must be one of {', '.join(SOLVERS)}")

@@ -44,7 +44,9 @@ class SplitProblem:
 class Solution:
     """Split points with their certificate."""
 
-    split: Float[Array, "rows *batch"]  # n, steps; T where not granted; NaN where INVALID
+    split: Float[
+        Array, "rows *batch"
+    ]  # n, steps; T where not granted; NaN where INVALID or INFEASIBLE
     price: Float[Array, "servers *batch"]  # nu, s per GPU-second: multiplier of the budget, >= 0
     status: Int[Array, "*batch"]  # types.Status
     residual: Float[Array, "*batch"]  # KKT residual, dimensionless
@@ -107,7 +109,9 @@ def kkt_residual(
 
     Stationarity is the length of a projected gradient step in units of the interval [lo, T], with
     the gradient over max(c a / 4, |Delta|), so it does not depend on the scale of the objective;
-    feasibility and complementarity of a budget W are taken over max(1, W). NaN stays NaN.
+    feasibility and complementarity of a budget W are taken over max(1, W), complementarity also
+    over max(1, price), or rounding of the use would count for more the more a budget is worth. NaN
+    stays NaN.
     """
     width = problem.steps - problem.lower
     gradient = (
@@ -125,7 +129,8 @@ def kkt_residual(
     limited = jnp.isfinite(problem.budget)
     budget = jnp.where(limited, problem.budget, 0)
     excess = jnp.where(limited, server_use(problem, split) - budget, 0)
-    gap = jnp.maximum(jnp.maximum(excess, jnp.abs(price * excess)), -price)
+    slack = jnp.minimum(price, 1) * jnp.abs(excess)
+    gap = jnp.maximum(jnp.maximum(excess, slack), -price)
     return jnp.maximum(jnp.max(rows, axis=0), jnp.max(gap / jnp.maximum(budget, 1), axis=0))
 
 
