@@ -54,6 +54,13 @@ def about_run(folder: Path, source: str) -> dict[str, object]:
     return {"update": int(source.rsplit(" ", 1)[1]), **{key: starts[-1].get(key) for key in keys}}
 
 
+def _origin(config: TrainConfig) -> str:
+    """What the settings of a card are."""
+    if config.init_from is None:
+        return "`python train.py --config FILE`, with this FILE:"
+    return "Settings; `init_from` is what training began with:"
+
+
 def card_of(
     run: Path,
     name: str,
@@ -83,7 +90,7 @@ but how good its plans are elsewhere has to be measured: `python eval.py --polic
 
 ## Training
 
-`python train.py --config FILE`, with this FILE:
+{_origin(config)}
 
 ```yaml
 {to_yaml(config).strip()}
