@@ -75,7 +75,7 @@ def lines_of(found: Document) -> Iterator[Line]:
             agent=_side(curves, zip(curves, wanted, strict=True), judged),
             late=float(np.mean([gaps[-LATE:, judged] for _, gaps in curves])),
             played=None if None in played else float(np.mean(played)),
-            plan_ms=float(np.mean([row["plan_ms"] for row in rows])),
+            plan_ms=min(row["plan_ms"] for row in rows),  # the one that was disturbed least
             ours={name: _side(own[name], product(own[name], wanted), judged) for name in own},
         )
 
