@@ -84,8 +84,9 @@ def _table(rows: Sequence[Row]) -> str:
     if len(rows) == 1:
         lines = [["", ""], *([_spoken(key), _short(key, value)] for key, value in rows[0].items())]
     else:
-        lines = [[_spoken(key) for key in rows[0]]]
-        lines += [[_short(key, value) for key, value in row.items()] for row in rows]
+        keys = dict.fromkeys(key for row in rows for key in row)
+        lines = [[_spoken(key) for key in keys]]
+        lines += [[_short(key, row.get(key)) for key in keys] for row in rows]
     lines.insert(1, ["---", *["---:"] * (len(lines[0]) - 1)])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 

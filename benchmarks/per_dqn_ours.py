@@ -123,6 +123,8 @@ def _policies(
     for done in range(config.learner.updates + 1):
         if done in checked:
             yield done, seconds, Policy(state.params, learner.network, learner.env)
+        if done == config.learner.updates:
+            return
         begun = time.process_time()
         state, _ = jax.block_until_ready(step(state))
         seconds += time.process_time() - begun
