@@ -177,7 +177,7 @@ def _left(out: Path, kind: str, data: Data, agents: Sequence[Trained]) -> list[T
 def _add(out: Path, kind: str, rows: Iterable[suite.Row]) -> None:
     """Writes each row when it comes, and the pages once there is an agent."""
     for row in rows:
-        with _alone(out.parent):
+        with _one_writer(out.parent):
             found = suite.read(out)  # again: another process may have added its own
             found[kind].append(row | {"provenance": suite.provenance()})
             replace_file(out, json.dumps(found, indent=1) + "\n")
@@ -186,8 +186,8 @@ def _add(out: Path, kind: str, rows: Iterable[suite.Row]) -> None:
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """One process at a time."""
+def _one_writer(folder: Path) -> Iterator[None]:
+    """One process at a time; the others wait."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)

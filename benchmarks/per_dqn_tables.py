@@ -39,9 +39,8 @@ class Line:
     data: str  # what agents, and ours alone, were trained on
     users: int
     gpus: int
-    seeds: int
     agent: Side
-    late: float  # its mean gap over the LATE last checks, on what it was trained on
+    late: np.ndarray  # (seeds), its mean gap over the LATE last checks, on what it was trained on
     played: float | None  # gap of the best plan of any of its episodes, the mean
     plan_ms: float
     ours: Mapping[str, Side]  # ALONE, TOGETHER
@@ -71,9 +70,8 @@ def lines_of(found: Document) -> Iterator[Line]:
             data=data,
             users=users,
             gpus=gpus,
-            seeds=len(rows),
             agent=_side(curves, zip(curves, wanted, strict=True), judged),
-            late=float(np.mean([gaps[-LATE:, judged] for _, gaps in curves])),
+            late=np.array([gaps[-LATE:, judged].mean() for _, gaps in curves]),
             played=None if None in played else float(np.mean(played)),
             plan_ms=min(row["plan_ms"] for row in rows),  # the one that was disturbed least
             ours={name: _side(own[name], product(own[name], wanted), judged) for name in own},
@@ -157,8 +155,9 @@ def _restless(lines: Sequence[Line]) -> Iterator[str]:
     """How good the agents were on the way to their end, and at it."""
     for data in dict.fromkeys(line.data for line in lines):
         mine = [line for line in lines if line.data == data]
-        end = np.mean([line.agent.gaps[:, WHERE.index(data)].mean() for line in mine])
-        late = np.mean([line.late for line in mine])
+        seeds = min(len(line.late) for line in mine)  # as in the summary
+        end = np.mean([line.agent.gaps[:seeds, WHERE.index(data)] for line in mine])
+        late = np.mean([line.late[:seeds] for line in mine])
         yield (
             f"Plans of PER-DQN trained on {data} instances go up and down: on such instances they "
             f"are {100 * late:.2f} % from the optimum on average over the last {LATE} checks of "
@@ -218,7 +217,7 @@ def _row(line: Line) -> str:
         f"| {_short(side.first_s)} / {_short(side.kept_s)}"
         for side in (line.agent, *line.ours.values())
     ]
-    first = f"| {line.data} | {line.users} | {line.gpus} | {line.seeds} | {played} | "
+    first = f"| {line.data} | {line.users} | {line.gpus} | {len(line.late)} | {played} | "
     return first + " | ".join(sides) + " |"
 
 

@@ -50,7 +50,7 @@ class Metrics:
     entropy: Float[Array, ""]  # nats per decision
     loss: Float[Array, ""]
     value_error: Float[Array, ""]  # 0 without a critic
-    layer: Float[Array, ""]  # `expected_loss`: -V(p) in units of gains; 0 without that objective
+    layer: Float[Array, ""]  # `expected.expected_loss`; 0 without that objective
     grad_norm: Float[Array, ""]  # global, before clipping
     sound: Bool[Array, ""]  # False where a number was not finite: the update was not applied
 

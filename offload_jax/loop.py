@@ -40,9 +40,8 @@ def loop(
     """
     config = recorder.config
     learner, gap = config.to_learner(devices), validation(config, devices)
-    stopped = False
     while int(state.step) < config.learner.updates:
-        if stopped := processes.any_of_all(stop.is_set()):
+        if processes.any_of_all(stop.is_set()):
             break
         state, metrics = _update(learner, state)
         if metrics.sound:
@@ -54,8 +53,8 @@ def loop(
             recorder.row(state, gap(state.params) if gap_due(config, step) else None)
         if recorder.save_due():
             recorder.save(state)
-    if stopped:
-        recorder.save(state)
+    recorder.report.finish()
+    recorder.save(state)  # no update is saved twice
     return state
 
 

@@ -114,10 +114,7 @@ def _trained(
         metrics = MetricsFile(rows, up_to_step=int(state.step)) if first else None
         report = Reporter(metrics, mirror, callbacks, config.run, warn)
         try:
-            recorder = Recorder(config, checkpoints, report, saved)
-            state = loop(recorder, state, stop, devices)
-            report.finish()
-            recorder.save(state)  # again, where rows had to wait until now
+            state = loop(Recorder(config, checkpoints, report, saved), state, stop, devices)
         finally:
             if metrics:
                 metrics.close()

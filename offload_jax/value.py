@@ -65,8 +65,13 @@ def problem_of(instance: Instance, placed: Placement) -> SplitProblem:
 
 def fits(instance: Instance, load: Float[Array, "..."]) -> Bool[Array, "..."]:
     """(1) Whether each batch holds the load, up to rounding; shapes (..., batches, *batch)."""
-    slack = 8 * jnp.finfo(load.dtype).eps * jnp.maximum(instance.capacity, 1)
-    return load <= instance.capacity + slack
+    return load <= room(instance)
+
+
+def room(instance: Instance) -> Float[Array, "batches *batch"]:
+    """What each batch may carry, images: its capacity, and what rounding adds to a sum."""
+    slack = 8 * jnp.finfo(instance.capacity.dtype).eps * jnp.maximum(instance.capacity, 1)
+    return instance.capacity + slack
 
 
 def facts_of(instance: Instance, placed: Placement) -> Facts:

@@ -1,4 +1,6 @@
-"""Child processes of test_mesh, with virtual devices: `trace CONFIG`, `updates CONFIG HOST:PORT I`.
+"""Child processes of test_mesh, with virtual devices.
+
+`trace CONFIG`, `updates CONFIG HOST:PORT I`, `faulty CONFIG HOST:PORT FOLDER I`.
 
 Each prints its findings as the last line, in JSON.
 """
@@ -12,7 +14,9 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
+from offload_jax import learner as learning
 from offload_jax import loop, processes, runs
 from offload_jax.config import ConfigError, TrainConfig, load_config
 from offload_jax.mesh import local_copy
@@ -69,7 +73,27 @@ def updates(config: TrainConfig, address: str, process: str) -> dict[str, Any]:
         }
 
 
+def faulty(config: TrainConfig, address: str, folder: str, process: str) -> dict[str, Any]:
+    """A run in one of two processes, some of whose updates are not finite and skipped."""
+    collect = learning.collect
+
+    def sometimes_wrong(learner: Any, params: Any, sample_key: Any, roll_key: Any) -> Any:
+        instances, final, batch = collect(learner, params, sample_key, roll_key)
+        wrong = jax.random.uniform(sample_key) < 0.4
+        wait = instances.wait.at[0].set(jnp.where(wrong, jnp.nan, 1.0))
+        reward = batch.reward + jnp.where(wrong, jnp.nan, 0.0)
+        return replace(instances, wait=wait), final, replace(batch, reward=reward)
+
+    learning.collect = sometimes_wrong
+    said: list[str] = []
+    with processes.started(processes.DistributedConfig(address, 2, int(process))):
+        rows = runs.train(config, folder=folder, warn=said.append).rows
+    skipped = sum(int(row.get("skipped", 0)) for row in rows)
+    return {"steps": [row["step"] for row in rows], "skipped": skipped, "said": said}
+
+
 if __name__ == "__main__":
     action, source, *others = sys.argv[1:]
-    found = {"trace": trace, "updates": updates}[action](load_config(source), *others)
+    known = {"trace": trace, "updates": updates, "faulty": faulty}
+    found = known[action](load_config(source), *others)
     print(json.dumps(found))

@@ -7,11 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from offload_jax import cli, schema
+from offload_jax.commands.pack import card_of
+from offload_jax.config import load_config
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 ROOT = Path(__file__).resolve().parents[1]
@@ -59,6 +62,17 @@ def test_a_packed_policy_is_evaluated_without_its_run(trained, tmp_path, capsys)
     assert json.loads((out / "eval.json").read_text())["source"]["policy"] == str(folder)
     assert cli.main(["pack", "--run", str(trained), "--out", str(folder)]) == 1
     assert "must be a new or empty folder" in capsys.readouterr().err
+
+
+@pytest.mark.fast
+def test_a_card_says_whether_its_settings_are_all_there_was(tmp_path) -> None:
+    config, about = load_config("smoke"), {"update": 1, "device": "x", "commit": "y"}
+    assert "`python train.py --config FILE`, with this FILE:" in card_of(
+        tmp_path, "mine", config, about
+    )
+    tuned = card_of(tmp_path, "mine", replace(config, init_from="other"), about)
+    assert "with this FILE" not in tuned
+    assert "`init_from` is what training began with" in tuned
 
 
 @pytest.mark.fast

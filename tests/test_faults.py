@@ -20,7 +20,7 @@ from offload_jax.learner import LearnerState
 from offload_jax.networks import NetworkConfig
 from offload_jax.reporting import Recorder, Reporter, RunError
 from offload_jax.scenario import PaperScenario
-from offload_jax.tracking import TrackingConfig
+from offload_jax.tracking import TrackingConfig, read_rows
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 
@@ -113,6 +113,21 @@ def test_a_checkpoint_knows_what_was_skipped() -> None:
     recorder.save(object.__new__(LearnerState))
     again = Recorder(CONFIG, checkpoints, report, kept)
     assert (again.period.skipped, again.period.skipped_in_a_row) == (2, 2)
+
+
+def test_a_fault_that_cannot_be_explained_loses_nothing(faulty, tmp_path, monkeypatch) -> None:
+    """As where there is no memory to look into it."""
+
+    def no_memory(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(faults, "explain", no_memory)
+    often = replace(faulty, run=replace(faulty.run, eval_every=6))
+    with pytest.raises(MemoryError):
+        runs.train(often, folder=tmp_path / "run")
+    rows = read_rows(tmp_path / "run" / "metrics.jsonl")
+    source = runs.load_policy(tmp_path / "run", "latest").source
+    assert source.endswith(f"update {len(rows)}")
 
 
 def test_nothing_of_a_failed_update_is_applied(faulty) -> None:

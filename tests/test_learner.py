@@ -107,7 +107,7 @@ def test_it_learns_in_bfloat16():
 
 
 def test_a_one_shot_policy_learns_the_probes_too():
-    """With a little of the layer's gradient beside; at weight 1 that leads into the trap."""
+    """With a little of the layer's gradient beside."""
     env = EnvConfig(one_shot=True, reward="terminal")
     learner = Learner(ProbeScenario(), env, SMALL, replace(PROBE, layer=0.1))
     _, last, _ = trained(learner, jax.random.key(0))

@@ -23,8 +23,9 @@ import pytest
 from test_runs import tiny
 
 from offload_jax import learner as learning
-from offload_jax import loop, processes, runs
+from offload_jax import loop, processes, runs, shipped
 from offload_jax.config import ConfigError, to_yaml
+from offload_jax.policies import Policy
 from offload_jax.processes import DistributedConfig
 from offload_jax.tracking import read_rows
 
@@ -121,6 +122,33 @@ def test_only_sums_travel(tmp_path) -> None:
     assert "learner.instances is 8; must be divisible by" in found["few"]
     assert "minibatches x devices (2 x 8)" in found["few"]
     assert found["many"] == "run.devices is 9; must be in 1..8, the cpu devices found"
+
+
+@pytest.mark.slow
+def test_two_processes_skip_what_is_not_finite(tmp_path) -> None:
+    """Explained by the first one, and left out by both."""
+    config = replace(TINY, run=replace(TINY.run, not_finite="skip"))
+    words = ["tests/spread.py", "faulty", written(config, tmp_path), free_address()]
+    words.append(str(tmp_path / "run"))
+    first, second = findings(*(child([*words, str(i)], 2) for i in range(2)))
+    assert first["steps"] == second["steps"] == [*range(1, TINY.learner.updates + 1)]
+    assert first["skipped"] == len(first["said"]) > 0
+    assert all(": instance.wait[" in text for text in first["said"])
+    assert second["said"] == []
+
+
+@pytest.mark.slow
+def test_two_processes_start_from_a_policy(tmp_path) -> None:
+    params = runs.initial_state(TINY).params
+    policy = Policy(params, TINY.network, TINY.to_env(), "tiny")
+    shipped.save(tmp_path / "policy", policy, TINY, {}, "")
+    words = ["train.py", "--config", written(TINY, tmp_path), "--dry-run"]
+    words += ["--init-from", str(tmp_path / "policy")]
+    words += ["--distributed.coordinator", free_address(), "--distributed.processes", "2"]
+    both = [child([*words, "--distributed.process", str(i)], 2) for i in range(2)]
+    (first, out, error), (second, _, _) = ends(*both)
+    assert (first, second) == (0, 0), error
+    assert "everything fits and compiles" in out
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -27,7 +28,8 @@ from offload_jax.population import (
     member_devices,
     read_members,
 )
-from offload_jax.tracking import read_rows
+from offload_jax.splits import SplitsConfig
+from offload_jax.tracking import MetricsFile, read_rows
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 
@@ -43,6 +45,9 @@ def trained(tmp_path_factory) -> Path:
     """By the command line."""
     folder = tmp_path_factory.mktemp("populations")
     (folder / "tiny.yaml").write_text(to_yaml(TINY))
+    # A start that was killed before all members had their settings.
+    (folder / "four" / GOOD[0]).mkdir(parents=True)
+    (folder / "four" / GOOD[0] / f"config.yaml.{'a1' * 16}.tmp").write_text("half")
     words = ["train", "--config", str(folder / "tiny.yaml"), "--run", str(folder / "four"), *WORDS]
     assert cli.main(words) == 0
     return folder / "four"
@@ -103,6 +108,31 @@ def test_a_population_goes_on(trained, tmp_path) -> None:
         rows = read_rows(trained / name / "metrics.jsonl")
         assert [row["step"] for row in whole[name].rows] == [1, 2, 3, 4]
         assert [row["loss"] for row in whole[name].rows] == [row["loss"] for row in rows]
+
+
+@pytest.mark.slow
+def test_the_last_states_are_saved_once_their_rows_could_be(trained, tmp_path, monkeypatch) -> None:
+    folder = shutil.copytree(trained, tmp_path / "again")
+    members = {
+        name: replace(config, run=replace(config.run, failed_save="go-on"))
+        for name, config in read_members(trained).items()
+    }
+    append, full = MetricsFile.append, set()
+
+    def once_full(self: MetricsFile, row) -> None:
+        if row["step"] == 4 and self.path not in full:
+            full.add(self.path)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        append(self, row)
+
+    monkeypatch.setattr(MetricsFile, "append", once_full)
+    for name in GOOD:
+        shutil.rmtree(folder / name / "checkpoints" / "4")
+    population_loop.train_population(members, folder, warn=lambda _: None)
+    assert len(full) == 2
+    for name in GOOD:
+        assert [row["step"] for row in read_rows(folder / name / "metrics.jsonl")] == [1, 2, 3, 4]
+        assert runs.load_policy(folder / name, "latest").source.endswith("update 4")
 
 
 @pytest.mark.slow
@@ -170,7 +200,16 @@ def test_members_without_an_update_in_common_lose_nothing() -> None:
 
 
 @pytest.mark.fast
-def test_a_start_that_was_killed_is_no_obstacle(tmp_path) -> None:
+def test_constraints_that_cannot_hold_are_refused(tmp_path) -> None:
+    rules = SplitsConfig("cvxpylayers-moreau", constraints=("latency <= 1e-6",))
+    members = PopulationConfig(seeds=2).members(replace(TINY, splits=rules))
+    with pytest.raises(ConfigError, match="which the all-local plan breaks"):
+        population_loop.train_population(members, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.fast
+def test_a_folder_may_hold_the_members_that_are_asked_for(tmp_path) -> None:
     (tmp_path / "seed-0").mkdir()
     folders.check_folder(tmp_path, ["seed-0", "seed-1"])
     with pytest.raises(ConfigError, match=r"holds other files \(seed-0\)"):

@@ -214,8 +214,8 @@ def test_constraints_that_the_all_local_plan_breaks_are_refused() -> None:
 
 
 @pytest.mark.fast
-def test_rules_are_never_ignored() -> None:
-    """By a configuration that nobody has validated, whose solver knows none."""
+def test_a_solver_that_knows_no_rules_refuses_them() -> None:
+    """Also where nobody has validated the configuration."""
     instances, plan = world()
     for rules in ({"constraints": ("latency <= 5",)}, {"terms": ("-latency",)}):
         with pytest.raises(ValueError, match=r"splits\.solver is 'native', which takes no constr"):

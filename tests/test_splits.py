@@ -149,7 +149,7 @@ def test_closed_form_at_extreme_scales(bits) -> None:
 
 
 @pytest.mark.fast
-def test_what_a_budget_is_worth_does_not_matter() -> None:
+def test_certificates_do_not_depend_on_what_a_budget_is_worth() -> None:
     """In milliseconds prices are a thousand times as high, and plans as good."""
     p = herd("small")
     found = []

@@ -141,6 +141,7 @@ def test_shipped_sweeps(monkeypatch) -> None:
         ({"parameters": {}}, "must be a mapping of one or more"),
         ({"method": "grid", "parameters": {"learner.lr": {"min": 0.1, "max": 1.0}}}, "is a range"),
         ({"metric": {"name": "gapp"}}, r"metric\.name is 'gapp'; .*did you mean gap"),
+        ({"metric": {"name": "sound"}}, r"metric\.name is 'sound'; .*must be"),
         ({"metric": {"goal": "min"}}, r"metric\.goal is 'min'; must be one of minimize"),
         ({"early_terminate": {"type": "envelope"}}, "must be one of hyperband"),
         ({"early_terminate": {"type": "hyperband", "s": 2}}, "min_iter, or max_iter and s"),

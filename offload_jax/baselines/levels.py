@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from offload_jax.instance import Instance, neutral_padding
+from offload_jax.value import room
 
 LEVELS = 40  # of a batch's step time, at most; seen: 17 on edge, 21 on paper with 20 users
 
@@ -25,9 +26,9 @@ class Numbers:
     def __init__(self, instance: Instance) -> None:
         with jax.enable_x64(True):
             instance = neutral_padding(instance)
-        rounding = 8 * np.finfo(instance.capacity.dtype).eps  # as `value.fits` has it, not float64
+            # Before float64: in it sums that fit the instance's own type may be too much.
+            instance = replace(instance, capacity=room(instance))
         i = jax.tree.map(lambda x: np.asarray(x, float if x.dtype.kind == "f" else None), instance)
-        i = replace(i, capacity=i.capacity + rounding * np.maximum(i.capacity, 1))
         self.instance: Any = i  # an Instance of NumPy arrays
         self.real = np.asarray(i.mask)
         self.own = np.diag(i.interference)

@@ -121,8 +121,8 @@ def _train_population(members: Members, parsed: Arguments) -> int:
         check_alike(members)
         runs.check_rules(base)
         print("".join(f"# member {name}\n" for name in members), end="")
-        print(f"# below is what one of the {len(members)} members needs")
-        return _dry_run(replace(base, run=replace(base.run, devices=1)))
+        one = replace(base, run=replace(base.run, devices=1))
+        return _dry_run(one, f"one of {len(members)} members")
     folder = parsed.run or folders.new_folder(base)
     print(f"population: {folder}, {len(members)} members", flush=True)
     with _Progress(base) as show:
@@ -170,7 +170,7 @@ def _with_flags(words: list[str], config: TrainConfig) -> list[str]:
     return [known.get(word, word) for word in words]
 
 
-def _dry_run(config: TrainConfig) -> int:
+def _dry_run(config: TrainConfig, tried: str = "everything") -> int:
     learner = config.to_learner(config.find_devices())
     state = jax.eval_shape(lambda key: learning.init(learner, key), jax.random.key(0))
     needs = prepare(learner, state)
@@ -182,7 +182,7 @@ def _dry_run(config: TrainConfig) -> int:
     updates = config.learner.updates
     print(f"# {size:,.0f} parameters; {updates:,} updates of {trajectories:,} trajectories")
     print(f"# {describe_needs(needs)}")
-    print("# everything fits and compiles; nothing was written")
+    print(f"# {tried} fits and compiles; nothing was written")
     return 0
 
 

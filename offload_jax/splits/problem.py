@@ -44,9 +44,7 @@ class SplitProblem:
 class Solution:
     """Split points with their certificate."""
 
-    split: Float[
-        Array, "rows *batch"
-    ]  # n, steps; T where not granted; NaN where INVALID or INFEASIBLE
+    split: Float[Array, "rows *batch"]  # n, steps; T if not granted; NaN if INVALID or INFEASIBLE
     price: Float[Array, "servers *batch"]  # nu, s per GPU-second: multiplier of the budget, >= 0
     status: Int[Array, "*batch"]  # types.Status
     residual: Float[Array, "*batch"]  # KKT residual, dimensionless

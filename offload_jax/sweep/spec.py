@@ -32,8 +32,12 @@ from offload_jax.sweep.space import Scalar, Space, combinations, read_space
 METHODS = ("grid", "random", "bayes")
 Goal = Literal["minimize", "maximize"]
 GOALS: tuple[Goal, ...] = get_args(Goal)
-_OF_ROWS = (f.name for f in fields(Metrics) if f.name != "sound")
-METRICS = ("gap", *_OF_ROWS, "seconds", "decisions_per_s")
+METRICS = (  # of a row
+    "gap",
+    *(field.name for field in fields(Metrics) if field.name != "sound"),
+    "seconds",
+    "decisions_per_s",
+)
 _Name = TypeVar("_Name", bound=str)
 _KEYS = ("program", "method", "metric", "parameters", "early_terminate", "command", "run_cap")
 _WORDS = ("name", "description", "project", "entity")  # of W&B; the name is used here, too

@@ -17,6 +17,7 @@ from typing import IO
 
 from offload_jax.documents import replace_file
 from offload_jax.folders import is_run
+from offload_jax.sweep.space import Scalar
 from offload_jax.sweep.spec import SweepConfig
 from offload_jax.sweep.trials import Trial
 from offload_jax.tracking import read_rows
@@ -86,6 +87,8 @@ class Job:
         except OSError:
             self._lock.close()
             return False
+        if not is_run(self.folder):
+            replace_file(self.folder.with_suffix(".json"), json.dumps(self._about()))
         with self.folder.with_suffix(".log").open("ab") as log:
             self._process = subprocess.Popen(
                 self._command(),
@@ -111,14 +114,15 @@ class Job:
     def foreign(self) -> str | None:
         """Why the run directory that is there is not this trial's; None where it is, or none is."""
         about = self.folder.with_suffix(".json")
-        mine = {k: v for k, v in self.trial.parameters.items() if not k.startswith("tracking.")}
-        if not is_run(self.folder):
-            self.folder.parent.mkdir(parents=True, exist_ok=True)
-            replace_file(about, json.dumps(mine))
+        if not is_run(self.folder) or not about.exists():
             return None
-        if not about.exists() or json.loads(about.read_bytes()) == mine:
+        if json.loads(about.read_bytes()) == self._about():
             return None
         return f"{self.folder} holds a run with other parameters; take another directory (--out)"
+
+    def _about(self) -> dict[str, Scalar]:
+        """What says whose run a directory is: parameters, but not where its numbers go."""
+        return {k: v for k, v in self.trial.parameters.items() if not k.startswith("tracking.")}
 
     @property
     def started(self) -> bool:
