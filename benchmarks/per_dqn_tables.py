@@ -233,7 +233,10 @@ def _percents(gaps: np.ndarray) -> Iterator[str]:
 
 
 def _picture(found: Document) -> Any:
-    """Mean gap over cells against training, on what the agents of a panel are trained on."""
+    """Mean gap over cells against training, on what the agents of a panel are trained on.
+
+    Ours is shown in the same cells.
+    """
     kinds = [data for data in WHERE if any(row["data"] == data for row in found["rows"])]
     figure, axes = new_figure(1, len(kinds), (0.6 + 4.8 * len(kinds), 5.2))
     for panel, data in zip(np.ravel(axes), kinds, strict=True):
@@ -243,10 +246,14 @@ def _picture(found: Document) -> Any:
     return figure
 
 
+def _mean(rows: Sequence[Document]) -> Curve:
+    """Of the seeds of a cell: of some there are more than of others."""
+    seconds, gaps = zip(*map(_curve, rows), strict=True)
+    return np.mean(seconds, axis=0), np.mean(gaps, axis=0)
+
+
 def _draw(axes: Any, found: Document, data: str) -> None:
     cells = sorted({_place(row) for row in found["rows"] if row["data"] == data})
-    # Ours in the same cells only, where PER-DQN has not been trained in all.
-    rows, alone = ([r for r in found[kind] if _place(r) in cells] for kind in ("rows", "alone"))
 
     def line(curves: Sequence[Curve], **look: Any) -> None:
         # A logarithmic axis has no place for 0 s, and a logarithm none for a gap of 0.
@@ -254,7 +261,8 @@ def _draw(axes: Any, found: Document, data: str) -> None:
         axes.plot(seconds, 100 * gaps[:, WHERE.index(data)], **look)
 
     for colour, users in zip(COLOURS, sorted({n for _, n, _ in cells}), strict=False):
-        theirs, own = ([_curve(r) for r in kind if r["users"] == users] for kind in (rows, alone))
+        mine = [place for place in cells if place[1] == users]
+        theirs, own = ([_mean(_rows(found[kind], *p)) for p in mine] for kind in ("rows", "alone"))
         line(theirs, label=f"PER-DQN, N = {users}", color=colour, ls="--", lw=1)
         line(own, label=f"ours, N = {users}", color=colour, lw=2)
     together = [curve for _, *place in cells for curve in _together(found["ours"], *place)]

@@ -673,6 +673,23 @@ def test_refusals_are_one_line(words, phrase, capsys, tmp_path, monkeypatch) -> 
 
 
 @pytest.mark.fast
+def test_a_directory_is_of_one_sweep(tmp_path, capsys) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    words = ["sweep", str(tmp_path / "sweep.yaml"), "--trials", "1", "--out", str(out)]
+    lr = {"learner.lr": {"values": [0.5]}}
+    for changes in ({"name": "other"}, {"parameters": lr}):
+        sweep_of(tmp_path)
+        kept = (tmp_path / "sweep.yaml").read_bytes()
+        (out / "sweep.yaml").write_bytes(kept)
+        sweep_of(tmp_path, **changes)
+        assert cli.main(words) == 1
+        assert "which holds another sweep (sweep.yaml" in capsys.readouterr().err
+        assert [path.name for path in out.iterdir()] == ["sweep.yaml"]
+        assert (out / "sweep.yaml").read_bytes() == kept
+
+
+@pytest.mark.fast
 def test_how_many_trials(tmp_path, capsys) -> None:
     sweep_of(tmp_path)
     words = ["sweep", str(tmp_path / "sweep.yaml"), "--dry-run"]

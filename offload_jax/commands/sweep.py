@@ -21,7 +21,7 @@ from offload_jax.loop import stop_requests
 from offload_jax.sweep import report
 from offload_jax.sweep.report import best_of, shown
 from offload_jax.sweep.space import Space
-from offload_jax.sweep.spec import SweepConfig, load_sweep
+from offload_jax.sweep.spec import SweepConfig, check_own, load_sweep
 from offload_jax.tracking import Mode
 
 if TYPE_CHECKING:
@@ -91,6 +91,7 @@ def _sweep(sweep: SweepConfig, parsed: Arguments, limit: int) -> int:
     from offload_jax.sweep.trials import Trials
 
     folder = parsed.out or Path("runs") / f"sweep-{sweep.name}"
+    check_own(folder / "sweep.yaml", sweep)
     with (
         runner.named(folder) as owner,
         Trials(sweep, parsed.storage or folder / "journal.log", owner) as trials,
