@@ -106,10 +106,11 @@ def test_it_learns_in_bfloat16():
     assert all(x.dtype == jnp.float32 for x in leaves if jnp.issubdtype(x.dtype, jnp.floating))
 
 
-def test_a_one_shot_policy_learns_the_probes_too():
-    """With a little of the layer's gradient beside."""
+@pytest.mark.parametrize("layer", [{"layer": 0.1}, {"layer": 1.0, "objective": "layer"}])
+def test_a_one_shot_policy_learns_the_probes_too(layer):
+    """With a little of the layer's gradient beside, and from nothing else."""
     env = EnvConfig(one_shot=True, reward="terminal")
-    learner = Learner(ProbeScenario(), env, SMALL, replace(PROBE, layer=0.1))
+    learner = Learner(ProbeScenario(), env, SMALL, replace(PROBE, **layer))
     _, last, _ = trained(learner, jax.random.key(0))
     plans, gain, _ = numpy(greedy(learner, last.params, probes()))
     assert [tuple(plan) for plan in plans.T] == list(OPTIMA)
