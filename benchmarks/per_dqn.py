@@ -14,20 +14,19 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import tyro
 
 from benchmarks import per_dqn_agent, per_dqn_ours, suite
-from benchmarks.per_dqn_cells import Cell, Data, cells_of, optimum, stacked
-from benchmarks.per_dqn_tables import write_pages
+from benchmarks.per_dqn_cells import Cell, Data, cells_of, optimum
+from benchmarks.per_dqn_tables import WHERE, write_pages
 from offload_jax import model
 from offload_jax.documents import replace_file
 from offload_jax.instance import Instance
@@ -37,85 +36,54 @@ OURS = (0, 1, 2)  # seeds
 Trained = tuple[Cell, int]  # and its seed
 
 
-@dataclass(frozen=True)
-class Group:
-    """Agents with the same number of users that are trained side by side."""
-
-    agents: tuple[Trained, ...]
-    data: Data
-    episodes: int
-
-    def run(self) -> list[suite.Row]:
-        """A row for each agent."""
-        cells = [cell for cell, _ in self.agents]
-        pools = stacked([cell.pool(self.data, seed) for cell, seed in self.agents])
-        fixed, fresh = stacked([c.fixed for c in cells]), stacked([c.fresh for c in cells])
-        numbers = [(cell.users, cell.gpus, seed) for cell, seed in self.agents]
-        keys = [jax.random.key(seed * 1000 + users * 20 + gpus) for users, gpus, seed in numbers]
-        agents = jax.jit(jax.vmap(per_dqn_agent.begin))(pools, jnp.stack(keys))
-        agents, curve = self._train(agents, pools, fixed, fresh)
-        played = model.gap(_optima(fixed)[:, 0], agents.played)
-        plan_s = per_dqn_ours.seconds_of(lambda: per_dqn_agent.greedy_gains(agents, fresh))
-        return [
-            {
-                "users": users,
-                "gpus": gpus,
-                "seed": seed,
-                "data": self.data,
-                "episodes": self.episodes,
-                "agents_at_once": len(numbers),
-                "train_s": curve[-1][1],
-                "plan_ms": 1e3 * plan_s / len(numbers) / fresh.alpha.shape[-1],
-                "gap_played": float(played[i]) if self.data == "fixed" else None,
-                "curve": [[n, s, *(float(gap[i]) for gap in both)] for n, s, *both in curve],
-            }
-            for i, (users, gpus, seed) in enumerate(numbers)
-        ]
-
-    def _train(
-        self, agents: per_dqn_agent.Agent, pools: Instance, fixed: Instance, fresh: Instance
-    ) -> tuple[per_dqn_agent.Agent, list[tuple[int, float, np.ndarray, np.ndarray]]]:
-        """The agents at the end; (episodes, core-seconds, gaps fixed and fresh) on the way."""
-        step = per_dqn_agent.train.lower(agents, pools, jnp.int32(0), self.episodes).compile()
-        seconds, chunk = 0.0, per_dqn_agent.CHUNK
-        curve = [(0, 0.0, gaps(agents, fixed), gaps(agents, fresh))]
-        for number in range(0, self.episodes, chunk):
-            begun = time.process_time()
-            agents = jax.block_until_ready(step(agents, pools, jnp.int32(number)))
-            seconds += time.process_time() - begun
-            found = gaps(agents, fixed)
-            curve.append((number + chunk, seconds, found, gaps(agents, fresh)))
-            if (number + chunk) % (10 * chunk) == 0 or number + chunk == self.episodes:
-                print(
-                    f"{self._name}, episode {number + chunk:,}: {seconds:.0f} core-s, "
-                    f"gaps {' '.join(f'{100 * gap:.2f}' for gap in found)} %",
-                    flush=True,
-                )
-        return agents, curve
-
-    @property
-    def _name(self) -> str:
-        gpus = ", ".join(str(cell.gpus) for cell, _ in self.agents)
-        return f"N {self.agents[0][0].users}, E {gpus}, {self.data}"
+def row_of(cell: Cell, seed: int, data: Data, episodes: int) -> suite.Row:
+    """Trains an agent."""
+    pool, fresh = cell.pool(data, seed), cell.fresh
+    key = jax.random.key(seed * 1000 + cell.users * 20 + cell.gpus)
+    agent, curve = _train(jax.jit(per_dqn_agent.begin)(pool, key), cell, pool, episodes, data)
+    played = float(model.gap(optimum(cell.fixed)[0], agent.played))
+    plan_s = per_dqn_ours.seconds_of(lambda: per_dqn_agent.greedy_gains(agent, fresh))
+    return {
+        "users": cell.users,
+        "gpus": cell.gpus,
+        "seed": seed,
+        "data": data,
+        "episodes": episodes,
+        "train_s": curve[-1][1],
+        "plan_ms": 1e3 * plan_s / fresh.alpha.shape[-1],
+        "gap_played": played if data == "fixed" else None,
+        "curve": curve,
+    }
 
 
-def groups(parsed: Arguments) -> Iterator[Group]:
-    """Side by side are all agents of one N; on CPUs, where that gains nothing, each is alone."""
-    for data in parsed.data:
-        for users in parsed.users:
-            agents = [(cell, seed) for seed in parsed.seeds for cell in cells_of([users])]
-            alone = jax.default_backend() == "cpu"
-            for some in ([one] for one in agents) if alone else [agents]:
-                yield Group(tuple(some), data, parsed.episodes)
+def _train(
+    agent: per_dqn_agent.Agent, cell: Cell, pool: Instance, episodes: int, data: Data
+) -> tuple[per_dqn_agent.Agent, list[tuple[int, float, float, float]]]:
+    """The agent at its end; (episodes, core-seconds, gaps fixed and fresh) on the way."""
+    step = per_dqn_agent.train.lower(agent, pool, jnp.int32(0), episodes).compile()
+    judges = [_judge(cell.fixed), _judge(cell.fresh)]
+    seconds, chunk = 0.0, per_dqn_agent.CHUNK
+    curve = [(0, 0.0, *(judge(agent) for judge in judges))]
+    for number in range(0, episodes, chunk):
+        begun = time.process_time()
+        agent = jax.block_until_ready(step(agent, pool, jnp.int32(number)))
+        seconds += time.process_time() - begun
+        curve.append((number + chunk, seconds, *(judge(agent) for judge in judges)))
+        if (number + chunk) % (10 * chunk) == 0 or number + chunk == episodes:
+            print(
+                f"N {cell.users}, E {cell.gpus}, {data}, episode {number + chunk:,}: "
+                f"{seconds:.0f} core-s, gap {100 * curve[-1][2 + WHERE.index(data)]:.2f} %",
+                flush=True,
+            )
+    return agent, curve
 
 
-def gaps(agents: per_dqn_agent.Agent, pools: Instance) -> np.ndarray:
-    """Mean gaps of the greedy plans to the optimum, of each agent on its instances."""
-    found = model.gap(_optima(pools), per_dqn_agent.greedy_gains(agents, pools))
-    return np.asarray(jnp.mean(found, axis=1))
-
-
-_optima = jax.jit(jax.vmap(optimum))
+def _judge(instances: Instance) -> Callable[[per_dqn_agent.Agent], float]:
+    """Mean gap of an agent's greedy plans to the optimum."""
+    best = optimum(instances)
+    return lambda agent: float(
+        jnp.mean(model.gap(best, per_dqn_agent.greedy_gains(agent, instances)))
+    )
 
 
 @dataclass(frozen=True)
@@ -159,10 +127,10 @@ def train(parsed: Arguments) -> None:
     for data, users in product(parsed.data, parsed.users):
         agents = [(cell, seed) for cell in cells_of([users]) for seed in OURS]
         _add(out, "alone", per_dqn_ours.trained_alone(_left(out, "alone", data, agents), data))
-    for group in groups(parsed):
-        left = _left(out, "rows", group.data, group.agents)
-        if left:
-            _add(out, "rows", replace(group, agents=tuple(left)).run())
+    for data, users in product(parsed.data, parsed.users):
+        agents = [(cell, seed) for seed in parsed.seeds for cell in cells_of([users])]
+        left = _left(out, "rows", data, agents)
+        _add(out, "rows", (row_of(*agent, data, parsed.episodes) for agent in left))
     if (found := suite.read(out))["rows"]:
         write_pages(found, out)
 

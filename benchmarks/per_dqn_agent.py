@@ -222,11 +222,11 @@ def begin(pool: Instance, key: Key) -> Agent:
 
 
 @partial(jax.jit, donate_argnums=0, static_argnums=3)
-def train(agents: Agent, pools: Instance, episode: Array, episodes: int) -> Agent:
-    """CHUNK of `episodes` of every agent (first axis), an update for each of their decisions."""
+def train(agent: Agent, pool: Instance, episode: Array, episodes: int) -> Agent:
+    """CHUNK of `episodes`, an update for each of their decisions."""
+    users = pool.num_users
 
-    def one_episode(agent: Agent, pool: Instance, number: Array) -> Agent:
-        users = pool.num_users
+    def one_episode(agent: Agent, number: Array) -> tuple[Agent, None]:
         cooled = HOT * (COLD / HOT) ** (number / episodes)
         key, draw, roll = jax.random.split(agent.key, 3)
         chosen = jax.random.randint(draw, (), 0, pool.alpha.shape[-1])
@@ -239,15 +239,10 @@ def train(agents: Agent, pools: Instance, episode: Array, episodes: int) -> Agen
             last=_LAST.add(agent.last, last),
             played=jnp.maximum(agent.played, outcome.gain),
         )
-        warm = number * users >= WARM_UP
-        return jax.lax.fori_loop(
-            0, jnp.where(warm, users, 0), lambda _, agent: learn(agent, pool), agent
-        )
+        updates = jnp.where(number * users >= WARM_UP, users, 0)
+        return jax.lax.fori_loop(0, updates, lambda _, agent: learn(agent, pool), agent), None
 
-    def all_of_them(agents: Agent, number: Array) -> tuple[Agent, None]:
-        return jax.vmap(one_episode, in_axes=(0, 0, None))(agents, pools, number), None
-
-    return jax.lax.scan(all_of_them, agents, episode + jnp.arange(CHUNK))[0]
+    return jax.lax.scan(one_episode, agent, episode + jnp.arange(CHUNK))[0]
 
 
 def _split(items: Item) -> tuple[Item, Item]:
@@ -256,11 +251,7 @@ def _split(items: Item) -> tuple[Item, Item]:
 
 
 @jax.jit
-def greedy_gains(agents: Agent, pools: Instance) -> Array:
-    """Gains (s) of the greedy plans, for every instance of each agent's pool."""
-
-    def one(agent: Agent, pool: Instance) -> Array:
-        numbers = jnp.arange(pool.alpha.shape[-1])
-        return jax.vmap(lambda n: play(agent.params, pool, n, 1e-6, agent.key)[0].gain)(numbers)
-
-    return jax.vmap(one)(agents, pools)
+def greedy_gains(agent: Agent, pool: Instance) -> Array:
+    """Gains (s) of the greedy plans, for every instance of the pool."""
+    numbers = jnp.arange(pool.alpha.shape[-1])
+    return jax.vmap(lambda n: play(agent.params, pool, n, 1e-6, agent.key)[0].gain)(numbers)

@@ -13,10 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import jax
-import jax.numpy as jnp
 from jax import Array
 
 from offload_jax.baselines import assigner
@@ -73,8 +72,3 @@ def cells_of(users: Sequence[int]) -> list[Cell]:
 def optimum(instances: Instance) -> Array:
     """The largest gain (s) of any plan, of each instance."""
     return evaluate(instances, assigner("top-b")(instances)).gain
-
-
-def stacked(trees: Sequence[Any]) -> Any:
-    """Along a new first axis."""
-    return jax.tree.map(lambda *x: jnp.stack(x), *trees)

@@ -88,8 +88,8 @@ def _place(row: Document) -> tuple[str, int, int]:
 
 
 def _curve(row: Document) -> Curve:
-    points = np.array(row["curve"], float)  # (steps, seconds of all agents at once, gaps)
-    return points[:, 1] / row.get("agents_at_once", 1), points[:, 2:]
+    points = np.array(row["curve"], float)  # (steps, core-seconds, gaps)
+    return points[:, 1], points[:, 2:]
 
 
 def _together(ours: Document, users: int, gpus: int) -> list[Curve]:
