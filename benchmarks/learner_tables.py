@@ -26,9 +26,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
         "self-labelling", "without reduced gains", "without prices", "without pairs",
         "without residual",
     ),
-    "settings": (
-        "self-labelling", "samples at temperature 3", "entropy bonus 0.01", "8 candidates",
-    ),
+    "settings": ("self-labelling", "samples at temperature 3", "entropy bonus 0.01"),
 }  # fmt: skip
 
 

@@ -86,7 +86,6 @@ VARIANTS: Mapping[str, Sequence[str]] = {
     # Settings of `edge` that were chosen for the first learner, PPO.
     "samples at temperature 3": (*_OWN, "--learner.temperature", "3"),
     "entropy bonus 0.01": (*_OWN, "--learner.entropy", "0.01"),
-    "8 candidates": (*_OWN, "--env.candidates", "8"),
 }  # fmt: skip
 
 Document = dict[str, Any]

@@ -89,7 +89,7 @@ def test_results_are_those_of_the_files() -> None:
     shown = {name for text in texts.values() for _, name, _ in fill.MARKED.findall(text)}
     names = "paper/table speed layers edge/table edge_large/table quality endurance"
     names += " scaling serving worked generalisation learners-learners learners-layer"
-    names += " ablations-sight ablations-one-shot per_dqn"
+    names += " ablations-sight ablations-one-shot ablations-settings per_dqn"
     assert shown == {f"benchmarks/results/{name}.md" for name in names.split()}
     for page, text in texts.items():
         assert fill.filled(text) == text, f"{page.name}: python -m benchmarks.fill"
