@@ -37,7 +37,7 @@ Trained = tuple[Cell, int]  # and its seed
 
 
 def row_of(cell: Cell, seed: int, data: Data, episodes: int) -> suite.Row:
-    """Trains an agent."""
+    """Trains an agent; what it cost, and how good it was on the way."""
     pool, fresh = cell.pool(data, seed), cell.fresh
     key = jax.random.key(seed * 1000 + cell.users * 20 + cell.gpus)
     agent, curve = _train(jax.jit(per_dqn_agent.begin)(pool, key), cell, pool, episodes, data)
@@ -119,7 +119,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def train(parsed: Arguments) -> None:
-    """Ours, then every agent that the file has not; written after each."""
+    """Ours, then the agents that the file has not, for each N; written after each."""
     out = parsed.out
     if not out.exists():
         ours = per_dqn_ours.trained(cells_of(Arguments().users), OURS)
@@ -127,7 +127,6 @@ def train(parsed: Arguments) -> None:
     for data, users in product(parsed.data, parsed.users):
         agents = [(cell, seed) for cell in cells_of([users]) for seed in OURS]
         _add(out, "alone", per_dqn_ours.trained_alone(_left(out, "alone", data, agents), data))
-    for data, users in product(parsed.data, parsed.users):
         agents = [(cell, seed) for seed in parsed.seeds for cell in cells_of([users])]
         left = _left(out, "rows", data, agents)
         _add(out, "rows", (row_of(*agent, data, parsed.episodes) for agent in left))
