@@ -687,6 +687,9 @@ def test_a_directory_is_of_one_sweep(tmp_path, capsys) -> None:
         assert "which holds another sweep (sweep.yaml" in capsys.readouterr().err
         assert [path.name for path in out.iterdir()] == ["sweep.yaml"]
         assert (out / "sweep.yaml").read_bytes() == kept
+    (out / "sweep.yaml").write_text("name: [")
+    assert cli.main(words) == 1
+    assert "sweep.yaml: not valid YAML" in capsys.readouterr().err
 
 
 @pytest.mark.fast

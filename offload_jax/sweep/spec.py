@@ -72,7 +72,8 @@ class SweepConfig:
     @cached_property
     def key(self) -> str:
         """What has to stay the same within a sweep, as a text."""
-        return _key(self.document)
+        kept = ("method", "metric", "parameters", "early_terminate")
+        return json.dumps({key: self.document.get(key) for key in kept}, sort_keys=True)
 
     @cached_property
     def fixed(self) -> dict[str, Scalar]:
@@ -123,17 +124,12 @@ class SweepConfig:
         return [word for item in self.command for word in macros.get(item, [item])]
 
 
-def _key(document: Mapping[str, Any]) -> str:
-    kept = ("method", "metric", "parameters", "early_terminate")
-    return json.dumps({key: document.get(key) for key in kept}, sort_keys=True)
-
-
 def check_own(path: Path, sweep: SweepConfig) -> None:
-    """Raises ConfigError where the sweep file that a directory keeps is of another sweep."""
+    """Raises ConfigError where a directory keeps the file of another sweep, or a bad one."""
     if not path.is_file():
         return
-    kept = yaml.load(path.read_bytes(), UniqueKeyLoader)
-    if (kept.get("name"), _key(kept)) != (sweep.document.get("name"), sweep.key):
+    kept = load_sweep(str(path))
+    if (kept.document.get("name"), kept.key) != (sweep.document.get("name"), sweep.key):
         raise ConfigError(
             f"out is {str(path.parent)!r}, which holds another sweep ({path.name}: another name, "
             "method, metric, early_terminate or parameters); must be a directory of its own"
