@@ -12,8 +12,8 @@ from typing import Annotated, Any
 
 import tyro
 
-from benchmarks import suite, table
-from benchmarks.suite import UsageError
+from benchmarks.common import Row, UsageError, checked_out
+from benchmarks.speed import suite, table
 
 Names = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[NAMES ...]")]
 Out = Annotated[Path | None, tyro.conf.arg(metavar="FILE.json")]
@@ -82,7 +82,7 @@ def _run(words: list[str]) -> int:
     print(table.HEADER)
     seen: set[str] = set()
 
-    def show(row: suite.Row) -> None:
+    def show(row: Row) -> None:
         if row["benchmark"] not in seen:
             print(row["benchmark"])
         seen.add(row["benchmark"])
@@ -99,7 +99,7 @@ def _run(words: list[str]) -> int:
 
 
 def _compare(words: list[str]) -> int:
-    from benchmarks import compare
+    from benchmarks.speed import compare
 
     parsed = tyro.cli(CompareArguments, args=words, prog="python -m benchmarks compare")
     names = suite.checked_names(parsed.names)
@@ -118,7 +118,7 @@ def _compare(words: list[str]) -> int:
 def _check(parsed: RunArguments | CompareArguments) -> None:
     if parsed.repeats < 1:
         raise UsageError(f"repeats is {parsed.repeats}; must be at least 1")
-    suite.checked_out(parsed.out)
+    checked_out(parsed.out)
 
 
 def _write(document: dict[str, Any], path: Path | None) -> None:

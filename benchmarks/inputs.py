@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from offload_jax import learner as learning
-from offload_jax.hyperparameters import Learner
-from offload_jax.instance import Instance
-from offload_jax.scenario import Scenario
+from offload_jax.learning import learner as learning
+from offload_jax.learning.config import Learner
+from offload_jax.problem.instance import Instance
+from offload_jax.problem.scenario import Scenario
 
 VARIANTS = 4  # different inputs of a case, taken in turn, so that no one draw decides
 _CHUNK = 512  # instances sampled at a time: one compilation for all batch sizes

@@ -10,9 +10,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from benchmarks import suite
-from benchmarks.suite import Row
-from offload_jax.documents import replace_file
+from benchmarks.common import Row, UsageError, checked_out, provenance, read
+from offload_jax.files.disk import replace_file
 
 Parts: TypeAlias = Mapping[str, Callable[[], Iterator[Row]]]
 Needs: TypeAlias = Mapping[str, tuple[str, str]]  # by part: a module, and the extra it comes with
@@ -28,13 +27,13 @@ def main(names: Sequence[str], out: Path | None, parts: Parts, needs: Needs | No
     try:
         _check(names, out, parts, needs or {})
         if out is not None and out.exists():
-            found = suite.read(out)
-    except suite.UsageError as error:
+            found = read(out)
+    except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     try:
         for name in names or parts:
-            found[name] = {"provenance": suite.provenance(), "rows": _rows(name, parts)}
+            found[name] = {"provenance": provenance(), "rows": _rows(name, parts)}
             if out is not None:
                 replace_file(out, json.dumps(found, indent=1) + "\n")
                 replace_file(out.with_suffix(".md"), markdown(found, parts))
@@ -58,13 +57,13 @@ def _check(names: Sequence[str], out: Path | None, parts: Parts, needs: Needs) -
     """Refuses before anything is run."""
     for name in names:
         if name not in parts:
-            raise suite.UsageError(f"parts has {name!r}; must be among {', '.join(parts)}")
+            raise UsageError(f"parts has {name!r}; must be among {', '.join(parts)}")
     for name, (module, extra) in needs.items():
         if name in (names or parts) and find_spec(module) is None:
-            raise suite.UsageError(
+            raise UsageError(
                 f"parts has {name!r}, which needs {module}: pip install 'offload-jax[{extra}]'"
             )
-    suite.checked_out(out)
+    checked_out(out)
 
 
 def markdown(found: Mapping[str, Any], parts: Parts) -> str:

@@ -9,44 +9,46 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # what type checkers see; `_HOMES` below is what runs
-    from offload_jax.baselines import solve as solve
-    from offload_jax.config import TrainConfig as TrainConfig
-    from offload_jax.config import load_config as load_config
-    from offload_jax.env import EnvConfig as EnvConfig
-    from offload_jax.env import State as State
-    from offload_jax.env import action_mask as action_mask
-    from offload_jax.env import reset as reset
-    from offload_jax.env import step as step
-    from offload_jax.features import observe as observe
-    from offload_jax.instance import Instance as Instance
-    from offload_jax.instance import load_instances as load_instances
-    from offload_jax.instance import save_instances as save_instances
-    from offload_jax.policies import Policy as Policy
-    from offload_jax.policies import decide as decide
-    from offload_jax.runs import load_policy as load_policy
-    from offload_jax.runs import train as train
-    from offload_jax.scenario import EdgeScenario as EdgeScenario
-    from offload_jax.scenario import PaperScenario as PaperScenario
-    from offload_jax.scenario import sample as sample
-    from offload_jax.schema import Plan as Plan
+    from offload_jax.env.config import EnvConfig as EnvConfig
+    from offload_jax.env.observation import observe as observe
+    from offload_jax.env.state import State as State
+    from offload_jax.env.state import action_mask as action_mask
+    from offload_jax.env.step import reset as reset
+    from offload_jax.env.step import step as step
+    from offload_jax.files.records import Plan as Plan
+    from offload_jax.methods import solve as solve
+    from offload_jax.plans.outcome import Outcome as Outcome
+    from offload_jax.plans.outcome import evaluate as evaluate
+    from offload_jax.plans.outcome import split_problem as split_problem
+    from offload_jax.policy.policy import Policy as Policy
+    from offload_jax.policy.policy import decide as decide
+    from offload_jax.problem.instance import Instance as Instance
+    from offload_jax.problem.instance import load_instances as load_instances
+    from offload_jax.problem.instance import save_instances as save_instances
+    from offload_jax.problem.scenario import EdgeScenario as EdgeScenario
+    from offload_jax.problem.scenario import PaperScenario as PaperScenario
+    from offload_jax.problem.scenario import sample as sample
+    from offload_jax.runs.config import TrainConfig as TrainConfig
+    from offload_jax.runs.config import load_config as load_config
+    from offload_jax.runs.train import load_policy as load_policy
+    from offload_jax.runs.train import train as train
     from offload_jax.splits import SplitProblem as SplitProblem
     from offload_jax.splits import solve_splits as solve_splits
-    from offload_jax.value import Outcome as Outcome
-    from offload_jax.value import evaluate as evaluate
-    from offload_jax.value import split_problem as split_problem
 
 _HOMES = {
-    "baselines": ("solve",),
-    "config": ("TrainConfig", "load_config"),
-    "env": ("EnvConfig", "State", "action_mask", "reset", "step"),
-    "features": ("observe",),
-    "instance": ("Instance", "load_instances", "save_instances"),
-    "policies": ("Policy", "decide"),
-    "runs": ("load_policy", "train"),
-    "scenario": ("EdgeScenario", "PaperScenario", "sample"),
-    "schema": ("Plan",),
+    "env.config": ("EnvConfig",),
+    "env.observation": ("observe",),
+    "env.state": ("State", "action_mask"),
+    "env.step": ("reset", "step"),
+    "files.records": ("Plan",),
+    "methods": ("solve",),
+    "plans.outcome": ("Outcome", "evaluate", "split_problem"),
+    "policy.policy": ("Policy", "decide"),
+    "problem.instance": ("Instance", "load_instances", "save_instances"),
+    "problem.scenario": ("EdgeScenario", "PaperScenario", "sample"),
+    "runs.config": ("TrainConfig", "load_config"),
+    "runs.train": ("load_policy", "train"),
     "splits": ("SplitProblem", "solve_splits"),
-    "value": ("Outcome", "evaluate", "split_problem"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = sorted(_HOME)

@@ -7,6 +7,8 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from offload_jax.files.checks import UserError
+
 # Command: its module in commands/, which is only imported when it is called, and what it does.
 COMMANDS = {
     "train": ("train", "Train a policy, or go on with a stopped run."),
@@ -69,23 +71,7 @@ def _run(name: str, words: list[str], prog: str) -> int:
         print("interrupted", file=sys.stderr)
         return 130
     except Exception as error:
-        if not isinstance(error, _mendable()):
+        if not isinstance(error, UserError | OSError):
             raise
         print(f"error: {error}", file=sys.stderr)
         return 1
-
-
-def _mendable() -> tuple[type[Exception], ...]:
-    from offload_jax.config import ConfigError
-    from offload_jax.deploy import BundleError
-    from offload_jax.mirror import SyncError
-    from offload_jax.reporting import RunError
-    from offload_jax.saved import CheckpointError
-    from offload_jax.schema import SchemaError
-    from offload_jax.shipped import PolicyError
-    from offload_jax.testsets import TestSetError
-
-    return (
-        *(BundleError, CheckpointError, ConfigError, PolicyError, RunError),
-        *(SchemaError, SyncError, TestSetError, OSError),
-    )

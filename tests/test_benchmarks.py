@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 from scipy import stats
 
-from benchmarks import compare, layers, quality, suite, table
 from benchmarks.__main__ import main
-from benchmarks.suite import ALL, UsageError
+from benchmarks.common import UsageError
+from benchmarks.quality import __main__ as quality
+from benchmarks.speed import compare, layers, suite, table
+from benchmarks.speed.suite import ALL
 
 NUMBERS = ("median_s", "p10_s", "p90_s", "best_s", "compile_s", "rate")
 # A package and benchmarks of it that take no time: what is fast is written in the package.
@@ -135,7 +137,7 @@ def test_a_failing_benchmark_is_a_row(monkeypatch, capsys):
 
     monkeypatch.setattr(suite, "import_module", broken)
     assert main(["decode"]) == 1
-    assert "FAILED ImportError: no benchmarks.decode in this tree" in capsys.readouterr().out
+    assert "FAILED ImportError: no benchmarks.speed.decode in this tree" in capsys.readouterr().out
 
 
 @pytest.mark.fast

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import generalisation, learner_tables, learners, per_dqn_tables
+from benchmarks.learners import per_dqn_tables, side_by_side, tables
+from benchmarks.quality import generalisation
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 
@@ -28,7 +29,7 @@ def document() -> dict:
     runs = [run("shared", 0, 0.012), run("shared", 1, 0.016), run("critic", 0, 0.03)]
     return {
         "minutes": 1.0,
-        "common": list(learners.COMMON),
+        "common": list(side_by_side.COMMON),
         "update_s": {"shared": 3.0, "critic": 2.5},
         "runs": runs,
     }
@@ -36,52 +37,54 @@ def document() -> dict:
 
 @pytest.mark.fast
 def test_tables_of_learners_by_hand(tmp_path) -> None:
-    learner_tables.write_pages(document(), tmp_path / "learners.json")
+    tables.write_pages(document(), tmp_path / "learners.json")
     text = (tmp_path / "learners-learners.md").read_text()
     line = "| shared | 2 | 10,240 | 1.400 (1.200 to 1.600) | 0.700 (0.600 to 0.800) | 3,000 |"
     assert line in text
     assert "| critic | 1 | 10,240 | 3.000 | 1.500 | 2,500 |" in text
     assert (tmp_path / "learners-learners.png").stat().st_size > 10_000
     assert not (tmp_path / "learners-layer.md").exists()  # one variant is no comparison
-    assert {name for names in learner_tables.GROUPS.values() for name in names} == set(
-        learners.VARIANTS
+    assert {name for names in tables.GROUPS.values() for name in names} == set(
+        side_by_side.VARIANTS
     )
 
 
 @pytest.mark.fast
 def test_variants_are_settings_that_exist() -> None:
-    for name in learners.VARIANTS:
-        learners.config_of(name).validate()
-    assert learners.config_of("critic").learner.baseline == "critic"
-    assert learners.config_of("without reduced gains").env.candidates == 0
+    for name in side_by_side.VARIANTS:
+        side_by_side.config_of(name).validate()
+    assert side_by_side.config_of("critic").learner.baseline == "critic"
+    assert side_by_side.config_of("without reduced gains").env.candidates == 0
 
 
 @pytest.mark.fast
 def test_runs_of_another_length_are_refused(tmp_path, monkeypatch, capsys) -> None:
     out = tmp_path / "learners.json"
     out.write_text(json.dumps(document()))
-    assert learners.main(["--out", str(out)]) == 2
+    assert side_by_side.main(["--out", str(out)]) == 2
     assert "minutes is 10.0; must be 1.0, as in" in capsys.readouterr().err
-    assert learners.main(["best", "--out", str(out)]) == 2
+    assert side_by_side.main(["best", "--out", str(out)]) == 2
     assert "variants has 'best'; must be among shared, critic" in capsys.readouterr().err
-    many = len(learners._cores()) + 1
+    many = len(side_by_side._cores()) + 1
     for word, value, wanted in (
         ("workers", many, f"must be in 1..{many - 1}"),
         ("minutes", 0, "must be positive"),
     ):
-        assert learners.main([f"--{word}", str(value), "--out", str(out)]) == 2
+        assert side_by_side.main([f"--{word}", str(value), "--out", str(out)]) == 2
         assert (
             f"{word} is {float(value) if value == 0 else value}; {wanted}"
             in capsys.readouterr().err
         )
-    book = learners.Book(out, 1.0)
+    book = side_by_side.Book(out, 1.0)
     took = {"shared": 1.5, "critic": 1.0, "self-labelling": 1.0, "self-labelling + layer": 1.1}
-    monkeypatch.setattr(learners, "seconds_of_updates", lambda names: {n: took[n] for n in names})
+    monkeypatch.setattr(
+        side_by_side, "seconds_of_updates", lambda names: {n: took[n] for n in names}
+    )
     book.time_updates(["self-labelling + layer", "critic"])
     known = {"shared": 3.0, "critic": 2.5, "self-labelling": 2.0, "self-labelling + layer": 2.2}
     assert book.document["update_s"] == pytest.approx(known)  # what was known stays
     with pytest.raises(subprocess.CalledProcessError):  # the run's own error ends all of them
-        list(learners.trained(book, [("critic", 1), ("critic", 2)], out, 1))
+        list(side_by_side.trained(book, [("critic", 1), ("critic", 2)], out, 1))
     assert book.run_of("critic", 2) is None
     assert book.updates_of("shared") == 20
     assert book.run_of("critic", 0)["greedy"] == 0.03
@@ -198,8 +201,8 @@ def test_tables_of_the_agent_by_hand(tmp_path) -> None:
 def test_an_update_of_the_agent_by_hand(monkeypatch) -> None:
     """Targets from what really followed in the episode, none after a last decision."""
     pytest.importorskip("flashbax", reason="needs pip install 'offload-jax[bench]'")
-    from benchmarks import per_dqn_agent as dqn
-    from benchmarks import per_dqn_cells
+    from benchmarks.learners import per_dqn_agent as dqn
+    from benchmarks.learners import per_dqn_cells
 
     pool, zero = per_dqn_cells.Cell(4, 8).fixed, jnp.int32(0)
     agent = dqn.begin(pool, jax.random.key(0))
@@ -260,9 +263,9 @@ def test_an_update_of_the_agent_by_hand(monkeypatch) -> None:
 def test_the_agent_of_the_paper(tmp_path, monkeypatch, capsys) -> None:
     """A short training: rewards, memories, a value that a full batch cannot have, and its rows."""
     pytest.importorskip("flashbax", reason="needs pip install 'offload-jax[bench]'")
-    from benchmarks import per_dqn, per_dqn_agent, per_dqn_cells, per_dqn_ours
-    from offload_jax.scenario import PaperScenario
-    from offload_jax.value import evaluate
+    from benchmarks.learners import per_dqn, per_dqn_agent, per_dqn_cells, per_dqn_ours
+    from offload_jax.plans.outcome import evaluate
+    from offload_jax.problem.scenario import PaperScenario
 
     pool = per_dqn_cells.Cell(4, 8).fixed
     agent = per_dqn_agent.begin(pool, jax.random.key(0))

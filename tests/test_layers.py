@@ -1,4 +1,7 @@
-"""The import law: a module imports only modules listed above it, wherever the import stands."""
+"""The house: a room imports only from rooms below it, and no files import each other in a circle.
+
+An import counts wherever it stands, inside functions and under TYPE_CHECKING, too.
+"""
 
 from __future__ import annotations
 
@@ -10,178 +13,72 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from paths import ROOT
 
 pytestmark = pytest.mark.fast
-
 PACKAGE = "offload_jax"
-ROOT = Path(__file__).resolve().parents[1]
 
-# The modules from the ground up; a new one goes directly above the first that imports it.
-# A folder's own name stands for its __init__.py and comes last of its files.
-LAYERS = (
-    "types",
-    "checks",
-    "fields",
-    "documents",
-    "json_schema",
-    "schema",
-    "segments",
-    "instance",
-    "scenario.paper",
-    "scenario.edge",
-    "scenario.mixture",
-    "scenario",
-    "model",
-    "splits.problem",
-    "splits.dual",
-    "splits.implicit",
-    "splits.cones",
-    "splits.layer",
-    "splits.rules",
-    "splits.program",
-    "splits.conic",
-    "splits.rounding",
-    "splits",
-    "value",
-    "gains",
-    "whole",
-    "margins",
-    "advice",
-    "plans",
-    "soft",
-    "env",
-    "features",
-    "networks",
-    "rollout",
-    "expected",
-    "policies",
-    "baselines.exact",
-    "baselines.heuristics",
-    "baselines.enumeration",
-    "baselines.relaxation",
-    "baselines.bound",
-    "baselines.levels",
-    "baselines.scip_program",
-    "baselines.scip",
-    "baselines.moves",
-    "baselines.search",
-    "baselines.local_search",
-    "baselines.tabu",
-    "baselines.annealing",
-    "baselines.genetic",
-    "baselines",
-    "decoding",
-    "testsets",
-    "losses",
-    "mesh",
-    "hyperparameters",
-    "objective",
-    "learner",
-    "faults",
-    "manifest",
-    "saved",
-    "checkpoint",
-    "tracking",
-    "uploader",
-    "mirror_process",
-    "courier",
-    "mirror",
-    "certificate",
-    "comparison",
-    "evaluation",
-    "study",
-    "charts",
-    "figures",
-    "page",
-    "report",
-    "config",
-    "shipped",
-    "folders",
-    "processes",
-    "reporting",
-    "validation",
-    "loop",
-    "runs",
-    "population",
-    "population_loop",
-    "deploy",  # an island: all of its files stand here
-    "programs",
-    "artifacts",
-    "export",
-    "sweep.space",
-    "sweep.spec",
-    "sweep.trials",
-    "sweep.workers",
-    "sweep.picture",
-    "sweep.report",
-    "sweep.runner",
-    "sweep",
-    "commands.train",
-    "commands.progress",
-    "commands.sources",
-    "commands.results",
-    "commands.options",
-    "commands.evaluate",
-    "commands.info",
-    "commands.pack",
-    "commands.export",
-    "commands.verify",
-    "commands.serve",
-    "commands.sync",
-    "commands.testset",
-    "commands.advise",
-    "commands.sweep",
-    "commands",
-    "cli",
-    "__main__",
-    "hybrid",  # an island; nothing stands above it, so nothing imports it
+# From the ground up. Rooms of one line do not see each other.
+LADDER = (
+    ("files",),
+    ("problem",),
+    ("splits",),
+    ("plans",),
+    ("env",),
+    ("policy",),
+    ("methods",),
+    ("learning", "evaluation"),
+    ("runs",),
+    ("deploy",),
+    ("export",),
+    ("commands",),
+    ("cli",),
+    ("__main__",),
 )
-
-# Folders with a life of their own: what they may import besides themselves.
-ISLANDS = {
-    "deploy": ("fields", "documents", "schema", "manifest"),
-    "hybrid": ("documents", "schema", "instance", "scenario", "model"),
-}
+# Rooms that also run without the rest: all that they may import besides themselves.
+ALONE = {"files": (), "deploy": ("files",)}
 
 # Third parties that are slow, or reach out of the process: imported in these files only.
 HOMES = {
-    "wandb": ("uploader",),
-    "cvxpy": ("splits.cones", "splits.layer", "splits.program"),
+    "wandb": ("runs.tracking.uploader",),
+    "cvxpy": ("splits.cones", "splits.layer", "splits.qp"),
     "cvxpylayers": ("splits.layer",),
     "diffcp": ("splits.cones",),
     "moreau": ("splits.cones",),
     "fastapi": ("deploy.service",),
-    "iree": ("artifacts", "deploy.runtimes"),
-    "matplotlib": ("charts", "figures", "sweep.picture"),
-    "pyscipopt": ("baselines.scip_program",),
-    "orbax": ("checkpoint", "saved"),
-    "optuna": ("sweep.trials",),
+    "iree": ("export.artifacts", "deploy.runtimes"),
+    "matplotlib": ("evaluation.charts", "evaluation.timeline", "runs.sweep.picture"),
+    "pyscipopt": ("methods.scip_program",),
+    "orbax": ("runs.checkpoint", "runs.restore"),
+    "optuna": ("runs.sweep.storage", "runs.sweep.trials"),
 }
 
 
-def module_name(path: Path) -> str:
-    """'splits.dual' for splits/dual.py, 'splits' for splits/__init__.py, '' for the face."""
-    parts = path.relative_to(ROOT / PACKAGE).with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+def modules() -> dict[str, Path]:
+    """Every file of the repository that can be imported, by its dotted name."""
+    found = {}
+    for folder, root in ((PACKAGE, ROOT), ("benchmarks", ROOT), ("tests/helpers", None)):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            parts = path.relative_to(root or ROOT / folder).with_suffix("").parts
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
 
 
-FILES = {module_name(path): path for path in sorted((ROOT / PACKAGE).rglob("*.py"))}
-MODULES = [name for name in FILES if name]  # the face, "", is lazy and may name anything
+FILES = modules()
+MINE = [name for name in FILES if name.startswith(f"{PACKAGE}.")]  # the face is lazy: see below
 
 
-def imported_names(source: str, module: str, is_folder: bool) -> Iterator[str]:
+def imported_names(source: str) -> Iterator[str]:
     """Full dotted names that a file imports at any depth: `from a import b` gives 'a.b'."""
-    here = [PACKAGE, *filter(None, module.split("."))]
-    if not is_folder:
-        here.pop()
     for node in ast.walk(ast.parse(source)):
         match node:
             case ast.Import(names=names):
                 yield from (alias.name for alias in names)
+            case ast.ImportFrom(module=base, names=names, level=0):
+                yield from (f"{base}.{alias.name}" for alias in names)
             case ast.ImportFrom(module=base, names=names, level=level):
-                folder = here[: len(here) - level + 1] if level else []
-                prefix = ".".join([*folder, *([base] if base else [])])
-                yield from (f"{prefix}.{alias.name}" for alias in names)
+                dots = "." * level + (base or "")
+                raise AssertionError(f"from {dots} import ...: write the whole name")
             case ast.Call(
                 func=ast.Name(id="import_module" | "__import__")
                 | ast.Attribute(attr="import_module"),
@@ -190,71 +87,62 @@ def imported_names(source: str, module: str, is_folder: bool) -> Iterator[str]:
                 yield name
 
 
-def place(module: str) -> str:
-    """The entry of LAYERS that a module belongs to: itself, or its island."""
-    top = module.split(".")[0]
-    return top if top in ISLANDS else module
-
-
-def owner(name: str, known: set[str]) -> str | None:
-    """The module of this package that a dotted name belongs to; '' is the face, None a stranger."""
-    if name != PACKAGE and not name.startswith(PACKAGE + "."):
-        return None
-    inner = name.removeprefix(PACKAGE).removeprefix(".")
-    while inner and inner not in known:
-        inner = inner.rpartition(".")[0]
-    return inner
+def owner(name: str) -> str | None:
+    """The file of this repository that a dotted name belongs to; None for a stranger."""
+    while name and name not in FILES:
+        name = name.rpartition(".")[0]
+    return name or None
 
 
 def dependencies(module: str) -> set[str]:
-    """Modules of this package that a module imports."""
-    path, known = FILES[module], set(LAYERS) | set(FILES)
-    names = imported_names(path.read_text(), module, path.name == "__init__.py")
-    return {found for name in names if (found := owner(name, known)) is not None} - {module}
+    """Files of this repository that a file imports."""
+    found = map(owner, imported_names(FILES[module].read_text(encoding="utf-8")))
+    return {name for name in found if name is not None} - {module}
 
 
-def offence(module: str, imported: str) -> str | None:
-    """Why `module` may not import `imported`, or None where it may."""
-    if imported == "":
-        return f"{module} imports the public face {PACKAGE}/__init__.py: name the module instead"
-    mine, theirs = place(module), place(imported)
-    if mine == theirs and mine in ISLANDS:
+def room(module: str) -> str:
+    return module.split(".")[1]
+
+
+def floor(name: str) -> int:
+    return next((i for i, rooms in enumerate(LADDER) if name in rooms), -1)
+
+
+def offence(mine: str, theirs: str) -> str | None:
+    """Why a file of the room `mine` may not import from the room `theirs`; None where it may."""
+    if mine == theirs:
         return None
-    if mine in ISLANDS and theirs not in ISLANDS[mine]:
-        return f"{module} imports {imported}; {mine}/ may import only itself and {ISLANDS[mine]}"
-    if LAYERS.index(theirs) > LAYERS.index(mine):
-        return f"{module} imports {imported}, which is above it (LAYERS in tests/test_layers.py)"
+    if mine in ALONE and theirs not in ALONE[mine]:
+        return f"{mine} imports {theirs}; {mine}/ may import only itself and {ALONE[mine]}"
+    if floor(theirs) >= floor(mine):
+        return f"{mine} imports {theirs}, which is not below it (LADDER in tests/test_layers.py)"
     return None
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_every_module_has_its_place(module):
-    assert place(module) in LAYERS, (
-        f"{FILES[module].relative_to(ROOT)} has no place yet: add {module!r} to LAYERS in "
-        "tests/test_layers.py, directly above the first module that imports it"
-    )
-
-
-@pytest.mark.parametrize("module", MODULES)
+@pytest.mark.parametrize("module", MINE)
 def test_imports_point_down(module):
-    if place(module) not in LAYERS:
-        pytest.fail(f"{module!r} is not in LAYERS: see test_every_module_has_its_place")
-    placed = {other for other in dependencies(module) if place(other) in ("", *LAYERS)}
-    assert not [text for other in sorted(placed) if (text := offence(module, other))]
+    assert floor(room(module)) >= 0, f"{room(module)} has no place in LADDER (tests/test_layers.py)"
+    imported = [name for name in dependencies(module) if name.split(".")[0] == PACKAGE]
+    assert PACKAGE not in imported, f"{module} imports the public face: name the module instead"
+    assert not [text for name in imported if (text := offence(room(module), room(name)))]
 
 
-def test_no_cycles():
-    order = graphlib.TopologicalSorter({module: dependencies(module) for module in MODULES})
-    assert set(MODULES) <= set(order.static_order())  # a CycleError names the cycle
+def test_no_circles():
+    graph = {name: dependencies(name) for name in FILES if name != PACKAGE}
+    order = graphlib.TopologicalSorter(graph)
+    assert set(graph) <= set(order.static_order())  # a CycleError names the circle
 
 
-@pytest.mark.parametrize("module", FILES, ids=lambda module: module or PACKAGE)
+@pytest.mark.parametrize("module", [PACKAGE, *MINE])
 def test_third_parties_stay_at_home(module):
-    path = FILES[module]
-    names = imported_names(path.read_text(), module, path.name == "__init__.py")
-    roots = {name.split(".")[0] for name in names}
-    strays = {root: home for root, home in HOMES.items() if root in roots and module not in home}
+    roots = {name.split(".")[0] for name in imported_names(FILES[module].read_text("utf-8"))}
+    inner = module.removeprefix(f"{PACKAGE}.")
+    strays = {root: home for root, home in HOMES.items() if root in roots and inner not in home}
     assert not strays, f"{module} imports {strays}: each belongs in the files named there"
+
+
+def test_homes_exist():
+    assert {f"{PACKAGE}.{name}" for names in HOMES.values() for name in names} <= FILES.keys()
 
 
 def test_importing_the_package_is_light():
@@ -272,49 +160,56 @@ if "jax" in sys.modules:
     assert run.returncode == 0, run.stderr
 
 
+def test_every_name_of_the_face_is_where_it_says():
+    """What runs (`_HOMES`) is what type checkers see, and every name is there."""
+    import offload_jax as face
+
+    source = FILES[PACKAGE].read_text(encoding="utf-8")
+    seen = {name for name in imported_names(source) if name.startswith(f"{PACKAGE}.")}
+    assert seen == {f"{PACKAGE}.{home}.{name}" for name, home in face._HOME.items()}
+    assert all(getattr(face, name) is not None for name in face.__all__)
+
+
 @pytest.mark.parametrize(
     ("source", "found"),
     [
-        ("import offload_jax.env", "env"),
-        ("import offload_jax.env as env", "env"),
-        ("from offload_jax.env import step", "env"),
+        ("import offload_jax.env.step", "env.step"),
+        ("import offload_jax.env.step as env", "env.step"),
+        ("from offload_jax.env.step import reset", "env.step"),
+        ("from offload_jax.env import step", "env.step"),
         ("from offload_jax import env", "env"),
-        ("from offload_jax import Instance", ""),
-        ("import offload_jax as oj", ""),
-        ("from . import problem", "splits.problem"),
-        ("from .problem import SplitProblem", "splits.problem"),
-        ("from .. import env", "env"),
-        ("from ..env import step", "env"),
-        ("def f():\n    from offload_jax.env import step", "env"),
-        ("if TYPE_CHECKING:\n    from offload_jax.env import State", "env"),
-        ("importlib.import_module('offload_jax.env')", "env"),
+        ("def f():\n    from offload_jax.env.step import reset", "env.step"),
+        ("if TYPE_CHECKING:\n    from offload_jax.env.state import State", "env.state"),
+        ("importlib.import_module('offload_jax.env.step')", "env.step"),
         ("from offload_jax.splits import solve_splits", "splits"),
         ("from offload_jax.splits import problem", "splits.problem"),
-        ("import offload_jaxed", None),
-        ("import jax", None),
     ],
 )
 def test_every_form_of_import_is_seen(source, found):
-    [name] = imported_names(source, "splits.dual", is_folder=False)
-    assert owner(name, set(LAYERS)) == found
+    [name] = imported_names(source)
+    assert owner(name) == f"{PACKAGE}.{found}"
+
+
+@pytest.mark.parametrize("source", ["import offload_jaxed", "import jax"])
+def test_strangers_are_strangers(source):
+    [name] = imported_names(source)
+    assert owner(name) is None
 
 
 @pytest.mark.parametrize(
-    ("module", "imported", "allowed"),
+    ("mine", "theirs", "allowed"),
     [
-        ("env", "value", True),
-        ("value", "env", False),
-        ("model", "", False),
-        ("splits", "splits.rounding", True),
-        ("splits.dual", "splits", False),
-        ("cli", "deploy.serve", True),
-        ("cli", "hybrid.sampler", False),
-        ("deploy.serve", "deploy.bundle", True),
-        ("deploy.serve", "schema", True),
-        ("deploy.serve", "types", False),
-        ("hybrid.sampler", "model", True),
-        ("hybrid.sampler", "value", False),
+        ("env", "plans", True),
+        ("plans", "env", False),
+        ("learning", "evaluation", False),
+        ("evaluation", "learning", False),
+        ("runs", "evaluation", True),
+        ("deploy", "files", True),
+        ("deploy", "problem", False),
+        ("export", "deploy", True),
+        ("commands", "export", True),
+        ("export", "commands", False),
     ],
 )
-def test_the_law_itself(module, imported, allowed):
-    assert (offence(module, imported) is None) == allowed
+def test_the_law_itself(mine, theirs, allowed):
+    assert (offence(mine, theirs) is None) == allowed

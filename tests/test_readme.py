@@ -9,11 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from paths import ROOT
 
 from benchmarks import fill
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
-ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 # What makes a command quick enough for a test: same code, smaller numbers.
 QUICK = {

@@ -10,8 +10,17 @@ from typing import TypeVar
 
 import tyro
 
-from offload_jax import documents, schema
-from offload_jax.advice import (
+from offload_jax.files import documents
+from offload_jax.files.checks import ConfigError
+from offload_jax.files.records import (
+    InstanceRecord,
+    Plan,
+    read_instances,
+    read_plans,
+    validate_plan,
+)
+from offload_jax.methods import METHODS, solve
+from offload_jax.plans.advice import (
     BUDGET,
     CAPACITY,
     OPEN,
@@ -25,11 +34,9 @@ from offload_jax.advice import (
     ServerAdvice,
     advise,
 )
-from offload_jax.baselines import METHODS, solve
-from offload_jax.config import ConfigError, nearest
-from offload_jax.instance import Instance, from_record
-from offload_jax.model import objective_denied
-from offload_jax.schema import InstanceRecord, Plan
+from offload_jax.problem.equations import objective_denied
+from offload_jax.problem.instance import Instance, from_record
+from offload_jax.runs.config import nearest
 
 METHOD = "reduced-greedy"
 
@@ -57,7 +64,7 @@ def run(words: list[str], prog: str) -> int:
     """Prints advice on the plan that the words name."""
     parsed = tyro.cli(Arguments, args=words, prog=prog)
     _check(parsed)
-    records = schema.read_instances(parsed.instances)
+    records = read_instances(parsed.instances)
     if not 0 <= parsed.index < len(records):
         allowed = f"must be in 0..{len(records) - 1}" if records else "must name one: there is none"
         raise ConfigError(f"index is {parsed.index}; {allowed} ({parsed.instances})")
@@ -90,12 +97,12 @@ def _check(parsed: Arguments) -> None:
 
 def _read(path: Path, index: int, records: Sequence[InstanceRecord]) -> Plan:
     """The plan of one instance from a file with the plans of all."""
-    plans = schema.read_plans(path)
+    plans = read_plans(path)
     if len(plans) != len(records):
         raise ConfigError(
             f"plans has {len(plans)} plan(s); must have one per instance ({len(records)})"
         )
-    schema.validate_plan(plans[index], f"{path}[{index}]", instance=records[index])
+    validate_plan(plans[index], f"{path}[{index}]", instance=records[index])
     return plans[index]
 
 

@@ -12,29 +12,27 @@ from typing import Any
 import jax
 import tyro
 
-from offload_jax import folders, runs, schema
-from offload_jax.baselines import METHODS
-from offload_jax.baselines.bound import refuse_bound
-from offload_jax.certificate import Certificate, certify, merged, other_solvers
 from offload_jax.commands import results, sources
 from offload_jax.commands.options import Arguments, check
 from offload_jax.commands.progress import Stages, warn
 from offload_jax.commands.sources import Source
-from offload_jax.comparison import ALL, Comparison
-from offload_jax.config import ConfigError, TrainConfig, load_config
-from offload_jax.decoding import refuse_refinement
-from offload_jax.evaluation import (
-    Decider,
-    baseline_solver,
-    compare,
-    deciders,
-    refusals,
-)
-from offload_jax.instance import Instance, taken
-from offload_jax.plans import Decision
-from offload_jax.policies import Policy
+from offload_jax.evaluation.compare import Decider, compare, deciders, refusals
+from offload_jax.evaluation.comparison import ALL, Comparison
+from offload_jax.evaluation.crosscheck import Certificate, certify, merged, other_solvers
+from offload_jax.evaluation.reference import baseline_solver
+from offload_jax.files import records
+from offload_jax.files.checks import ConfigError
+from offload_jax.methods import METHODS
+from offload_jax.methods.bound import refuse_bound
+from offload_jax.methods.refine import refuse_refinement
+from offload_jax.plans.outcome import Solver, check_all_local
+from offload_jax.plans.plan import Decision
+from offload_jax.policy.policy import Policy
+from offload_jax.problem.instance import Instance, taken
+from offload_jax.runs import run_folder
+from offload_jax.runs.config import TrainConfig, load_config
+from offload_jax.runs.train import load_policy, settings_of
 from offload_jax.splits import SplitsConfig
-from offload_jax.value import Solver, check_all_local
 
 
 def run(words: list[str], prog: str) -> int:
@@ -42,7 +40,7 @@ def run(words: list[str], prog: str) -> int:
     parsed = tyro.cli(Arguments, args=words, prog=prog)
     check(parsed)
     origin = _origin(parsed)
-    config = runs.settings_of(origin) if origin else load_config(parsed.config or "paper")
+    config = settings_of(origin) if origin else load_config(parsed.config or "paper")
     splits, key = _splits(config, parsed), jax.random.key(parsed.seed)
     policy = _policy(origin, parsed, splits) if origin else None
     source = _source(parsed, config, splits)
@@ -56,13 +54,13 @@ def run(words: list[str], prog: str) -> int:
         refinements=parsed.refine,
     )
     _check_source(source, methods, parsed, splits)
-    about = {"source": _about(parsed, policy, splits), **folders.provenance()}
+    about = {"source": _about(parsed, policy, splits), **run_folder.provenance()}
     with stages:
         comparison, decided = _compared(source, methods, solver, parsed.bounds, stages)
         name, study = _strongest(comparison, policy), results.study_of(comparison, source)
         written = results.write_numbers(study, out, about)
         if source.groups:
-            schema.write_plans(out / "plans.json", results.plans_of(source, name, decided, splits))
+            records.write_plans(out / "plans.json", results.plans_of(source, name, decided, splits))
             written += [f"plans.json ({name})"]
         more = results.More(parsed.anytime, parsed.scaling, key)
         study = results.studied(study, source, methods, decided, name, splits, more, stages)
@@ -115,12 +113,12 @@ def _source(parsed: Arguments, config: TrainConfig, splits: SplitsConfig) -> Sou
 
 def _origin(parsed: Arguments) -> str | Path | None:
     """Where the policy comes from; None without one."""
-    return None if parsed.no_policy else parsed.policy or parsed.run or folders.newest_run()
+    return None if parsed.no_policy else parsed.policy or parsed.run or run_folder.newest_run()
 
 
 def _policy(origin: str | Path, parsed: Arguments, splits: SplitsConfig) -> Policy:
     """The policy to evaluate, with the split layer and the temperature that were asked for."""
-    policy = runs.load_policy(origin, warn=warn)
+    policy = load_policy(origin, warn=warn)
     policy = replace(policy, env=replace(policy.env, solver=splits))
     for refinement in parsed.refine:
         if reason := refuse_refinement(policy, refinement):

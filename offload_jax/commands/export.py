@@ -8,11 +8,13 @@ from pathlib import Path
 
 import tyro
 
-from offload_jax import export, folders, runs, shipped
-from offload_jax.artifacts import ExportConfig
-from offload_jax.commands.pack import about_run, card_of
 from offload_jax.commands.progress import warn
-from offload_jax.config import ConfigError
+from offload_jax.export import bundle
+from offload_jax.export.artifacts import ExportConfig
+from offload_jax.export.card import about_run, card_of
+from offload_jax.files.checks import ConfigError
+from offload_jax.runs import policy_folder, run_folder
+from offload_jax.runs.train import load_policy
 
 
 @dataclass(frozen=True)
@@ -42,17 +44,17 @@ def run(words: list[str], prog: str) -> int:
     if (parsed.run is None) == (parsed.policy is None):
         raise ConfigError("run and policy: give one of them, the policy to export")
     if parsed.policy is not None:
-        folder = shipped.find(parsed.policy)
-        policy, config = shipped.load(parsed.policy)
+        folder = policy_folder.find(parsed.policy)
+        policy, config = policy_folder.load(parsed.policy)
         about = json.loads((folder / "policy.json").read_bytes())["about"]
         card = (folder / "README.md").read_text(encoding="utf-8")
     else:
         assert parsed.run is not None
-        config = folders.read_config(parsed.run)
-        policy = runs.load_policy(parsed.run, warn=warn)
+        config = run_folder.read_config(parsed.run)
+        policy = load_policy(parsed.run, warn=warn)
         about = about_run(parsed.run, policy.source)
         card = card_of(parsed.run, parsed.out.name, config, about)
-    least = export.fewest_users(config)
+    least = bundle.fewest_users(config)
     most = max(config.scenario.max_users, least)
     wanted = ExportConfig(
         parsed.sizes or tuple(sorted({max((most + 1) // 2, least), most})),
@@ -60,7 +62,7 @@ def run(words: list[str], prog: str) -> int:
         parsed.iree,
         parsed.cpu,
     )
-    made = export.write_bundle(parsed.out, policy, config, about, card, wanted)
+    made = bundle.write_bundle(parsed.out, policy, config, about, card, wanted)
     size = sum(file.stat().st_size for file in made.folder.iterdir()) / 1e6
     print(f"written: {parsed.out}/ ({size:.1f} MB) and {parsed.out}.zip; check it anywhere with")
     print(f"  offload-jax verify {parsed.out}")

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import tyro
 
-from offload_jax import folders
-from offload_jax.baselines import METHODS
 from offload_jax.commands.progress import warn
-from offload_jax.config import ConfigError, load_config, presets, to_yaml
-from offload_jax.evaluation import reference_name
-from offload_jax.saved import find
-from offload_jax.tracking import read_rows
+from offload_jax.evaluation.reference import reference_name
+from offload_jax.files.checks import ConfigError
+from offload_jax.methods import METHODS
+from offload_jax.runs import run_folder
+from offload_jax.runs.config import load_config, presets, to_yaml
+from offload_jax.runs.restore import find
+from offload_jax.runs.tracking.metrics import read_rows
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ def run(words: list[str], prog: str) -> int:
         return 0
     if parsed.run is not None:
         return _describe_run(parsed.run)
-    for name, value in folders.provenance().items():
+    for name, value in run_folder.provenance().items():
         print(f"{name}: {value}")
     print(f"configurations: {', '.join(presets())}")
     print(f"methods: {', '.join(METHODS)}")
@@ -44,7 +45,7 @@ def run(words: list[str], prog: str) -> int:
 
 
 def _describe_run(folder: Path) -> int:
-    config = folders.read_config(folder)
+    config = run_folder.read_config(folder)
     rows = read_rows(folder / "metrics.jsonl")
     evaluated = [row for row in rows if "gap" in row]
     saved = find(folder / "checkpoints", "latest", warn)

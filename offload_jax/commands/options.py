@@ -6,10 +6,11 @@ import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from offload_jax import shipped
-from offload_jax.baselines import METHODS, QUICK
-from offload_jax.config import ConfigError, nearest
-from offload_jax.decoding import Refinement
+from offload_jax.files.checks import ConfigError
+from offload_jax.methods import METHODS, QUICK
+from offload_jax.methods.refine import Refinement
+from offload_jax.runs import policy_folder
+from offload_jax.runs.config import nearest
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def check(parsed: Arguments) -> None:
     if sum(map(bool, (parsed.no_policy, parsed.run, parsed.policy))) > 1:
         raise ConfigError("run, policy and no-policy exclude each other; give one of them")
     if parsed.policy is not None:
-        shipped.find(parsed.policy)
+        policy_folder.find(parsed.policy)
     if parsed.refine and parsed.no_policy:
         raise ConfigError("refine is given, but no-policy leaves the policy out; give one of them")
     if parsed.temperature is not None and not 0 < parsed.temperature < math.inf:

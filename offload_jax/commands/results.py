@@ -12,18 +12,19 @@ import numpy as np
 from rich.console import Console
 from rich.markdown import Markdown
 
-from offload_jax import charts, figures, report, study
-from offload_jax.certificate import Certificate
 from offload_jax.commands.progress import Stages
 from offload_jax.commands.sources import Source
-from offload_jax.comparison import Comparison
-from offload_jax.documents import replace_file
-from offload_jax.evaluation import Decider, baseline_solver
-from offload_jax.instance import taken, users_only
-from offload_jax.plans import Decision, to_plans
-from offload_jax.schema import Plan
+from offload_jax.evaluation import charts, curves, report, timeline
+from offload_jax.evaluation.compare import Decider
+from offload_jax.evaluation.comparison import Comparison
+from offload_jax.evaluation.crosscheck import Certificate
+from offload_jax.evaluation.reference import baseline_solver
+from offload_jax.files.disk import replace_file
+from offload_jax.files.records import Plan
+from offload_jax.plans.plan import Decision, to_plans
+from offload_jax.problem.instance import taken, users_only
+from offload_jax.problem.types import Key
 from offload_jax.splits import SplitsConfig
-from offload_jax.types import Key
 
 
 @dataclass(frozen=True)
@@ -64,11 +65,11 @@ def studied(
     traces, rows = {}, []
     if more.anytime_s:
         known = source.known.gains[cell] if source.known else None
-        traces = study.anytime(
+        traces = curves.anytime(
             instances, here, more.anytime_s, more.key, known, solver, stages.stage
         )
     if more.sizes and source.scenario:
-        rows = study.scaling(source.scenario, methods, more.sizes, more.key, solver, stages.stage)
+        rows = curves.scaling(source.scenario, methods, more.sizes, more.key, solver, stages.stage)
     largest = int(np.argmax(np.sum(np.asarray(instances.mask), axis=0)))
     chosen = taken(instances, slice(largest, largest + 1))
     decision = Decision(here[strongest].assignment[..., largest : largest + 1], 0.0)
@@ -104,10 +105,10 @@ def write_numbers(
 def write_pictures(found: report.Study, out: Path) -> list[str]:
     """Writes the page and the pictures."""
     replace_file(out / "report.html", report.html(found))
-    charts.save(figures.gap_figure(found.comparison), out / "gaps.png")
+    charts.save(charts.gap_figure(found.comparison), out / "gaps.png")
     if found.plan is None:
         return ["report.html", "gaps.png"]
-    charts.save(figures.plan_figure(*found.plan, found.solver), out / "plan.png")
+    charts.save(timeline.plan_figure(*found.plan, found.solver), out / "plan.png")
     return ["report.html", "gaps.png", "plan.png"]
 
 

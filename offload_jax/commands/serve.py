@@ -15,8 +15,8 @@ from typing import Any
 
 import tyro
 
-from offload_jax.config import ConfigError
 from offload_jax.deploy import Decider, load
+from offload_jax.files.checks import ConfigError
 
 TOKEN = "OFFLOAD_JAX_TOKEN"
 

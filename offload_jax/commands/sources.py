@@ -8,17 +8,17 @@ from pathlib import Path
 
 import numpy as np
 
-from offload_jax import schema, testsets
-from offload_jax.comparison import ALL, HARD
-from offload_jax.config import ConfigError
-from offload_jax.evaluation import Known, sample_cells
-from offload_jax.instance import Instance, from_record, stack
-from offload_jax.model import objective_denied
-from offload_jax.plans import Decision
-from offload_jax.scenario import Scenario
-from offload_jax.schema import InstanceRecord
-from offload_jax.testsets import TestSet
-from offload_jax.types import Key
+from offload_jax.evaluation import testsets
+from offload_jax.evaluation.compare import Known, sample_cells
+from offload_jax.evaluation.comparison import ALL, HARD
+from offload_jax.evaluation.testsets import TestSet
+from offload_jax.files.checks import ConfigError
+from offload_jax.files.records import InstanceRecord, read_instances
+from offload_jax.plans.plan import Decision
+from offload_jax.problem.equations import objective_denied
+from offload_jax.problem.instance import Instance, from_record, stack
+from offload_jax.problem.scenario import Scenario
+from offload_jax.problem.types import Key
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def of_testset(name: str) -> Source:
 
 def of_file(path: Path, with_optima: bool) -> Source:
     """The instances of a file, with their optima where all have one and these count."""
-    records = schema.read_instances(path)
+    records = read_instances(path)
     if not records:
         raise ConfigError(f"instances is {str(path)!r}, which holds none; must hold at least one")
     groups = _groups(path, records)

@@ -15,17 +15,18 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from offload_jax.config import ConfigError
-from offload_jax.documents import replace_file
-from offload_jax.loop import stop_requests
-from offload_jax.sweep import report
-from offload_jax.sweep.report import best_of, shown
-from offload_jax.sweep.space import Space
-from offload_jax.sweep.spec import SweepConfig, check_own, load_sweep
-from offload_jax.tracking import Mode
+from offload_jax.files.checks import ConfigError
+from offload_jax.files.disk import replace_file
+from offload_jax.runs.loop import stop_requests
+from offload_jax.runs.sweep import report
+from offload_jax.runs.sweep.reading import check_own, load_sweep
+from offload_jax.runs.sweep.report import best_of, shown
+from offload_jax.runs.sweep.space import Space
+from offload_jax.runs.sweep.spec import SweepConfig
+from offload_jax.runs.tracking.metrics import Mode
 
 if TYPE_CHECKING:
-    from offload_jax.sweep.runner import Status
+    from offload_jax.runs.sweep.runner import Status
 
 
 @dataclass(frozen=True)
@@ -87,8 +88,8 @@ def _dry_run(sweep: SweepConfig, limit: int) -> int:
 
 
 def _sweep(sweep: SweepConfig, parsed: Arguments, limit: int) -> int:
-    from offload_jax.sweep import runner  # with Optuna, which is an extra
-    from offload_jax.sweep.trials import Trials
+    from offload_jax.runs.sweep import runner  # with Optuna, which is an extra
+    from offload_jax.runs.sweep.trials import Trials
 
     folder = parsed.out or Path("runs") / f"sweep-{sweep.name}"
     check_own(folder / "sweep.yaml", sweep)

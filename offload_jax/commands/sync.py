@@ -13,12 +13,13 @@ from typing import Annotated, Any
 
 import tyro
 
-from offload_jax import folders, mirror
-from offload_jax.config import ConfigError, TrainConfig
-from offload_jax.courier import Courier
-from offload_jax.mirror import SyncError
-from offload_jax.saved import aliases_of, best, examine
-from offload_jax.tracking import read_rows
+from offload_jax.files.checks import ConfigError, SyncError
+from offload_jax.runs import run_folder
+from offload_jax.runs.config import TrainConfig
+from offload_jax.runs.restore import aliases_of, best, examine
+from offload_jax.runs.tracking import mirror
+from offload_jax.runs.tracking.courier import Courier
+from offload_jax.runs.tracking.metrics import read_rows
 
 CURES = {
     "key": "there is no W&B account to upload to; set WANDB_API_KEY, or call: wandb login",
@@ -47,7 +48,7 @@ class Arguments:
 def run(words: list[str], prog: str) -> int:
     """Uploads as the words say. Raises ConfigError for no run, SyncError where W&B fails."""
     parsed = tyro.cli(Arguments, args=words, prog=prog)
-    config, run_id = folders.read_config(parsed.run), _run_id(parsed.run)
+    config, run_id = run_folder.read_config(parsed.run), _run_id(parsed.run)
     if not 0 < parsed.timeout_s < math.inf:
         raise ConfigError(f"timeout-s is {parsed.timeout_s}; must be above 0 and finite (s)")
     rows = read_rows(parsed.run / "metrics.jsonl")

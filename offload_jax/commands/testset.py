@@ -15,21 +15,22 @@ import numpy as np
 import tyro
 from jax.typing import ArrayLike
 
-from offload_jax import runs, testsets
-from offload_jax.baselines import apply_method
-from offload_jax.baselines.bound import BoundConfig, upper_bound
-from offload_jax.baselines.enumeration import enumerate_all, refuse_enumeration
-from offload_jax.baselines.local_search import local_search
-from offload_jax.baselines.scip import branch_and_bound, refuse_scip
-from offload_jax.baselines.search import run as run_search
 from offload_jax.commands.progress import warn
-from offload_jax.config import ConfigError
-from offload_jax.gains import gain_of
-from offload_jax.instance import Instance, taken, toy
-from offload_jax.policies import best_of
-from offload_jax.scenario import PRESETS
-from offload_jax.testsets import SHIPPED, TestSet
-from offload_jax.types import Assignment, Key
+from offload_jax.evaluation import testsets
+from offload_jax.evaluation.testsets import SHIPPED, TestSet
+from offload_jax.files.checks import ConfigError
+from offload_jax.methods import apply_method
+from offload_jax.methods.bound import BoundConfig, upper_bound
+from offload_jax.methods.enumeration import enumerate_all, refuse_enumeration
+from offload_jax.methods.local_search import local_search
+from offload_jax.methods.scip import branch_and_bound, refuse_scip
+from offload_jax.methods.search import run as run_search
+from offload_jax.plans.candidates import gain_of
+from offload_jax.policy.policy import best_of
+from offload_jax.problem.instance import Instance, taken, toy
+from offload_jax.problem.scenario import PRESETS
+from offload_jax.problem.types import Assignment, Key
+from offload_jax.runs.train import load_policy
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ def _searches(parsed: Arguments, instances: Instance, key: Key) -> Iterator[tupl
             decision = apply_method(name, instances, budget_s=seconds, key=next(keys))
             yield name, decision.assignment
     for folder in parsed.policies:
-        policy = runs.load_policy(folder, warn=warn)
+        policy = load_policy(folder, warn=warn)
         yield f"policy {folder.name}", best_of(policy, instances, 64, next(keys))[0]
 
 

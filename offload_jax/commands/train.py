@@ -13,12 +13,14 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from offload_jax import folders, processes, runs
-from offload_jax import learner as learning
-from offload_jax.config import ConfigError, TrainConfig, load_config, to_yaml
-from offload_jax.evaluation import reference_name
-from offload_jax.loop import describe_needs, prepare
-from offload_jax.population import (
+from offload_jax.evaluation.reference import reference_name
+from offload_jax.files.checks import ConfigError
+from offload_jax.learning import learner as learning
+from offload_jax.runs import multihost, run_folder
+from offload_jax.runs.config import TrainConfig, load_config, to_yaml
+from offload_jax.runs.loop import describe_needs, prepare
+from offload_jax.runs.multihost import DistributedConfig
+from offload_jax.runs.population import (
     Members,
     PopulationConfig,
     check_alike,
@@ -26,9 +28,9 @@ from offload_jax.population import (
     is_population,
     read_members,
 )
-from offload_jax.population_loop import train_population
-from offload_jax.processes import DistributedConfig
-from offload_jax.reporting import Row
+from offload_jax.runs.population_loop import train_population
+from offload_jax.runs.recorder import Row
+from offload_jax.runs.train import RunResult, check_init_from, check_rules, train
 
 Settings = Annotated[TrainConfig, tyro.conf.arg(name="")]
 
@@ -66,17 +68,17 @@ def run(words: list[str], prog: str) -> int:
     config.validate()
     members = _members(parsed, saved, base)
     if parsed.run is not None and not saved:
-        folders.check_folder(parsed.run, members)
+        run_folder.check_folder(parsed.run, members)
     if saved and not members:
-        config = folders.resumed(base, config)
-    with processes.started(parsed.distributed):  # before anything touches a device
+        config = run_folder.resumed(base, config)
+    with multihost.started(parsed.distributed):  # before anything touches a device
         if not saved:
-            runs.check_init_from(config)
+            check_init_from(config)
         if members:
             return _train_population(members, parsed)
         config.find_devices()  # refuses before anything is said or written
         if parsed.dry_run:
-            runs.check_rules(config)
+            check_rules(config)
             return _dry_run(config)
         return _train(config, parsed.run)
 
@@ -87,7 +89,7 @@ def _saved(folder: str | None) -> Members:
         return {}
     if is_population(Path(folder)):
         return read_members(Path(folder))
-    return {"": folders.read_config(folder)} if folders.is_run(Path(folder)) else {}
+    return {"": run_folder.read_config(folder)} if run_folder.is_run(Path(folder)) else {}
 
 
 def _members(parsed: Arguments, saved: Members, base: TrainConfig) -> Members:
@@ -103,14 +105,14 @@ def _members(parsed: Arguments, saved: Members, base: TrainConfig) -> Members:
 
 
 def _train(config: TrainConfig, folder: Path | None) -> int:
-    target = Path(processes.from_first(str(folder or folders.new_folder(config))))
-    if not processes.is_first():
-        return _status(runs.train(config, folder=target))
+    target = Path(multihost.from_first(str(folder or run_folder.new_folder(config))))
+    if not multihost.is_first():
+        return _status(train(config, folder=target))
     print(f"run directory: {target}", flush=True)
     if config.splits.solver != "native":
         print(f"splits: {config.splits.solver}, in float64 on the host; the rest stays as it is")
     with _Progress(config) as show:
-        result = runs.train(config, [show], target, warn=show.warn, tell=show.tell)
+        result = train(config, [show], target, warn=show.warn, tell=show.tell)
     _summarize(result, config)
     return _status(result)
 
@@ -119,11 +121,11 @@ def _train_population(members: Members, parsed: Arguments) -> int:
     base = next(iter(members.values()))
     if parsed.dry_run:
         check_alike(members)
-        runs.check_rules(base)
+        check_rules(base)
         print("".join(f"# member {name}\n" for name in members), end="")
         one = replace(base, run=replace(base.run, devices=1))
         return _dry_run(one, f"one of {len(members)} members")
-    folder = parsed.run or folders.new_folder(base)
+    folder = parsed.run or run_folder.new_folder(base)
     print(f"population: {folder}, {len(members)} members", flush=True)
     with _Progress(base) as show:
         results = train_population(members, folder, [show.best_of], warn=show.warn, tell=show.tell)
@@ -131,7 +133,7 @@ def _train_population(members: Members, parsed: Arguments) -> int:
     return max(map(_status, results.values()), default=130)
 
 
-def _rank(results: dict[str, runs.RunResult]) -> None:
+def _rank(results: dict[str, RunResult]) -> None:
     """Prints the members, best first."""
     best = {
         name: min((row["gap"] for row in result.rows if "gap" in row), default=math.inf)
@@ -141,7 +143,7 @@ def _rank(results: dict[str, runs.RunResult]) -> None:
         print(f"best gap {100 * best[name]:.3f} %  {results[name].folder}")
 
 
-def _status(result: runs.RunResult) -> int:
+def _status(result: RunResult) -> int:
     return 0 if result.finished else 130
 
 
@@ -174,7 +176,7 @@ def _dry_run(config: TrainConfig, tried: str = "everything") -> int:
     learner = config.to_learner(config.find_devices())
     state = jax.eval_shape(lambda key: learning.init(learner, key), jax.random.key(0))
     needs = prepare(learner, state)
-    if not processes.is_first():
+    if not multihost.is_first():
         return 0
     size = sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(state.params))
     trajectories = config.learner.instances * config.learner.samples
@@ -186,7 +188,7 @@ def _dry_run(config: TrainConfig, tried: str = "everything") -> int:
     return 0
 
 
-def _summarize(result: runs.RunResult, config: TrainConfig) -> None:
+def _summarize(result: RunResult, config: TrainConfig) -> None:
     evaluated = [row for row in result.rows if "gap" in row]
     if evaluated:
         best = min(evaluated, key=lambda row: row["gap"])
@@ -201,7 +203,7 @@ def _summarize(result: runs.RunResult, config: TrainConfig) -> None:
 
 
 class _Progress:
-    """A bar on a terminal, plain lines elsewhere; a callback of `runs.train`."""
+    """A bar on a terminal, plain lines elsewhere; a callback of `train.train`."""
 
     def __init__(self, config: TrainConfig) -> None:
         self.updates = config.learner.updates

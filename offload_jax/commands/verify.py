@@ -9,8 +9,9 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from offload_jax.deploy import ENTRIES, RUNTIMES, BundleError, open_bundle, open_runtime, present
+from offload_jax.deploy import ENTRIES, RUNTIMES, open_bundle, open_runtime, present
 from offload_jax.deploy.verify import Replay, replay
+from offload_jax.files.checks import BundleError
 
 
 @dataclass(frozen=True)

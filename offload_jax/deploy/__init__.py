@@ -7,9 +7,10 @@ answer = decider.decide(request)  # an instance as JSON: answer.plan, .latency, 
 
 from __future__ import annotations
 
-from offload_jax.deploy.bundle import ENTRIES, Bundle, BundleError, open_bundle
+from offload_jax.deploy.bundle import ENTRIES, Bundle, open_bundle
 from offload_jax.deploy.decide import Answer, Ask, Decider, load
 from offload_jax.deploy.runtimes import RUNTIMES, open_runtime, present
+from offload_jax.files.checks import BundleError
 
 __all__ = [
     "ENTRIES",

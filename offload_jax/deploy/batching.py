@@ -17,7 +17,7 @@ from typing import Any
 
 from offload_jax.deploy.decide import Answer, Ask, Decider
 from offload_jax.deploy.metrics import ServiceMetrics
-from offload_jax.schema import InstanceRecord
+from offload_jax.files.records import InstanceRecord
 
 
 class Busy(Exception):

@@ -21,7 +21,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from offload_jax import manifest
+from offload_jax.files import disk
+from offload_jax.files.checks import BundleError
 
 FORMAT, VERSION = "offload-jax/bundle", 1
 ENTRIES = ("greedy", "best", "fallback")  # most likely decisions, best of P, adaptive greedy
@@ -31,10 +32,6 @@ TOGETHER = (1, 16)  # instances a call takes; a few of them cost hardly less tha
 def module_name(entry: str, batch: int, users: int) -> str:
     """The file of IREE's program for so many instances, of so many users each."""
     return f"{entry}-{batch}x{users}.vmfb"
-
-
-class BundleError(ValueError):
-    """A bundle that is damaged, of another version, or lacks what is asked for."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,15 +80,15 @@ def open_bundle(path: str | Path) -> Bundle:
 
 def _checked(folder: Path, path: Path) -> Bundle:
     """The bundle in a folder, which came from `path`."""
-    if not (folder / manifest.NAME).is_file():
+    if not (folder / disk.NAME).is_file():
         raise BundleError(
-            f"bundle is {str(path)!r}, which holds no {manifest.NAME}; must be a folder or .zip "
+            f"bundle is {str(path)!r}, which holds no {disk.NAME}; must be a folder or .zip "
             "that `offload-jax export` wrote"
         )
     try:
-        manifest.check(folder)
+        disk.check(folder)
         about = json.loads((folder / "bundle.json").read_bytes())
-    except (manifest.Damaged, OSError, ValueError) as error:
+    except (disk.Damaged, OSError, ValueError) as error:
         raise BundleError(
             f"bundle {path} is not as it was written: {error}; bring it back from a copy"
         ) from None

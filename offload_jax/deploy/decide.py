@@ -10,13 +10,20 @@ from typing import Any, Literal
 
 import numpy as np
 
-from offload_jax import schema
 from offload_jax.deploy.bundle import Bundle, open_bundle
 from offload_jax.deploy.physics import Effect, effect
 from offload_jax.deploy.ports import INPUTS, OUTPUTS, RANGED
 from offload_jax.deploy.runtimes import Runtime, open_runtime, run
-from offload_jax.documents import SchemaError
-from offload_jax.schema import Floats, InstanceRecord, Plan
+from offload_jax.files.checks import SchemaError
+from offload_jax.files.records import (
+    Floats,
+    InstanceRecord,
+    Ints,
+    Plan,
+    parse_instances,
+    plan_to_json,
+    validate,
+)
 
 Source = Literal["policy", "fallback", "deny"]
 MOST_STEPS = 100_000  # beyond any denoising run; float32 counts whole steps exactly up to 2**24
@@ -37,7 +44,7 @@ class Answer:
     def to_json(self) -> dict[str, Any]:
         return {
             **ANSWER_HEADER,
-            "plan": schema.plan_to_json(self.plan),
+            "plan": plan_to_json(self.plan),
             "latency": self.latency.tolist(),
             "accuracy": self.accuracy.tolist(),
             "price": self.price.tolist(),
@@ -77,7 +84,7 @@ class Decider:
 
     def warm_up(self, together: bool = False) -> None:
         """Runs the programs once for each size; `together`: also for many instances at once."""
-        record = schema.parse_instances(self.bundle.vectors[0]["instance"])[0]
+        record = parse_instances(self.bundle.vectors[0]["instance"])[0]
         for users in self.bundle.sizes:
             few = _first_users(record, users)
             self._run("fallback", [few], [Ask()], users)
@@ -99,10 +106,10 @@ class Decider:
     def parse(self, request: Any, source: str = "request") -> list[InstanceRecord]:
         """The instances of a request, within the bundle's limits. Raises SchemaError."""
         if isinstance(request, InstanceRecord):
-            schema.validate(request, source)
+            validate(request, source)
             records = [request]
         else:
-            records = schema.parse_instances(request, source)
+            records = parse_instances(request, source)
         for record in records:
             self._check_sizes(record, source if len(records) == 1 else f"{source} {record.name}")
         return records
@@ -266,9 +273,9 @@ def _denied(record: InstanceRecord, notes: tuple[str, ...]) -> Answer:
 
 def _plan(
     record: InstanceRecord,
-    assignment: schema.Ints,
+    assignment: Ints,
     split: Floats,
-    whole: schema.Ints,
+    whole: Ints,
     status: str,
     method: str,
     seconds: float,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from offload_jax.schema import Floats, InstanceRecord, Ints
+from offload_jax.files.records import Floats, InstanceRecord, Ints
 
 SLACK = 1e-5  # of a budget, relative to max(1, budget): programs compute in float32
 

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from offload_jax.fields import INTEGER, TEXT
-from offload_jax.schema import INSTANCE, InstanceRecord
+from offload_jax.files.fields import INTEGER, TEXT
+from offload_jax.files.records import INSTANCE, InstanceRecord
 
 AXES = {"N": "users", "M": "batches", "G": "servers", "P": "samples"}
 

@@ -18,9 +18,10 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from offload_jax.deploy.bundle import TOGETHER, Bundle, BundleError, module_name
+from offload_jax.deploy.bundle import TOGETHER, Bundle, module_name
 from offload_jax.deploy.ports import draws, packed
-from offload_jax.schema import InstanceRecord
+from offload_jax.files.checks import BundleError
+from offload_jax.files.records import InstanceRecord
 
 Arrays = Sequence[np.ndarray]
 
@@ -92,7 +93,7 @@ class JaxRuntime:
 def compiler_options() -> dict[str, bool] | None:
     """XLA's older code generator for CPUs, where this version of XLA has it.
 
-    Programs of bundles compile and run faster: `python -m benchmarks.serving generators`.
+    Programs of bundles compile and run faster: `python -m benchmarks.systems.serving generators`.
     """
     import jax
 

@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from offload_jax.deploy.batching import Batcher, Busy
 from offload_jax.deploy.decide import Ask, Decider
 from offload_jax.deploy.metrics import ServiceMetrics
-from offload_jax.documents import SchemaError
+from offload_jax.files.checks import SchemaError
 
 log = structlog.get_logger("offload_jax.service")
 Reply = JSONResponse | Response

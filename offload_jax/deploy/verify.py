@@ -9,12 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from offload_jax import schema
 from offload_jax.deploy.bundle import ENTRIES, Bundle
 from offload_jax.deploy.physics import effect
 from offload_jax.deploy.ports import OUTPUTS
 from offload_jax.deploy.runtimes import Runtime, run
-from offload_jax.schema import InstanceRecord
+from offload_jax.files.records import InstanceRecord, parse_instances
 
 # Two ways to round the same numbers may decide a tie differently; such plans are worth the same.
 SAME = 1e-5  # of the objective
@@ -44,7 +43,7 @@ def replay(bundle: Bundle, runtime: Runtime, entry: str, batch: int = 1) -> Repl
     same, flaws, farthest, seconds = 0, 0, 0.0, []
     for start in range(0, len(bundle.vectors), batch):
         vectors = bundle.vectors[start : start + batch]
-        records = [schema.parse_instances(vector["instance"])[0] for vector in vectors]
+        records = [parse_instances(vector["instance"])[0] for vector in vectors]
         began = time.perf_counter()
         answers = _run(bundle, runtime, entry, records, [vector["seed"] for vector in vectors])
         seconds.append(time.perf_counter() - began)

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from offload_jax.checks import Checks
-from offload_jax.splits.conic import solve_conic
+from offload_jax.files.checks import Checks
 from offload_jax.splits.dual import best_reply
 from offload_jax.splits.implicit import solve_native
 from offload_jax.splits.layer import check_solver
 from offload_jax.splits.problem import Solution, SplitProblem
-from offload_jax.splits.program import check_rules
-from offload_jax.splits.rounding import round_splits
+from offload_jax.splits.qp import check_rules
 from offload_jax.splits.rules import Facts, RuleError, Rules
+from offload_jax.splits.sqp import solve_conic
 
 __all__ = [
     "SOLVERS",
@@ -23,7 +22,6 @@ __all__ = [
     "SplitProblem",
     "SplitsConfig",
     "best_reply",
-    "round_splits",
     "solve_splits",
     "splits_config",
 ]
@@ -65,7 +63,7 @@ class SplitsConfig:
         return Rules(self.constraints, self.terms)
 
     def solve(self, problem: SplitProblem, facts: Facts | None = None) -> Solution:
-        """Optimal split points; `facts` (of `value.facts_of`) are what the rules speak of."""
+        """Optimal split points; `facts` (of `outcome.facts_of`) are what the rules speak of."""
         if self.solver == "native":
             return solve_native(problem)
         return solve_conic(problem, self.solver, self.rules, facts)

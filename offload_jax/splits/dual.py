@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Float, Int
 
-from offload_jax.segments import pick, total
+from offload_jax.problem.arrays import pick, total
 from offload_jax.splits.problem import SplitProblem, drain, neutral, tolerance
 
 # Random problems need 6 Newton steps in the median and 18 at most. Beyond that lie budgets whose

@@ -18,16 +18,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from offload_jax.segments import pick, total
+from offload_jax.problem.arrays import pick, total
 from offload_jax.splits.dual import solve_dual
-from offload_jax.splits.problem import (
-    Solution,
-    SplitProblem,
-    certify,
-    is_valid,
-    marginal,
-    neutral,
-)
+from offload_jax.splits.problem import Solution, SplitProblem, certify, is_valid, marginal, neutral
 
 
 def solve_native(problem: SplitProblem) -> Solution:

@@ -10,7 +10,7 @@ float64, takes one batch axis and drops the status. Here the parameters go to th
 array of any number of leading axes, and NumPy does the rest in float64. Nothing is kept between a
 solve and its derivative (the backward pass solves again), so calls may come in any order.
 
-The only file that imports cvxpy and cvxpylayers; both on first use, since that takes seconds.
+The only file that imports cvxpylayers; that and cvxpy on first use, since it takes seconds.
 """
 
 from __future__ import annotations

@@ -19,8 +19,8 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
-from offload_jax.segments import any_row, pick, total
-from offload_jax.types import Scalar, Status
+from offload_jax.problem.arrays import any_row, pick, total
+from offload_jax.problem.types import Scalar, Status
 
 
 @struct.dataclass
@@ -46,7 +46,7 @@ class Solution:
 
     split: Float[Array, "rows *batch"]  # n, steps; T if not granted; NaN if INVALID or INFEASIBLE
     price: Float[Array, "servers *batch"]  # nu, s per GPU-second: multiplier of the budget, >= 0
-    status: Int[Array, "*batch"]  # types.Status
+    status: Int[Array, "*batch"]  # problem.types.Status
     residual: Float[Array, "*batch"]  # KKT residual, dimensionless
 
 

@@ -1,0 +1,1 @@
+"""How good methods and policies are: `python -m benchmarks.quality`, and generalisation."""

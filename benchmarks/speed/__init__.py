@@ -1,0 +1,1 @@
+"""How fast single functions are, and against another commit: `python -m benchmarks`."""

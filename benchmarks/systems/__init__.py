@@ -1,0 +1,1 @@
+"""Runs, sweeps and services under load and fire."""

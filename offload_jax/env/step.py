@@ -1,0 +1,153 @@
+"""The environment: users are decided one at a time; pure functions over an instance.
+
+An episode is one instance and has exactly N steps (padded steps are no-ops). Rewards telescope:
+their sum is score(final) - score(everybody denied). Deterministic given the instance.
+
+Orders:
+
+- ``arrival``   step t decides the t-th user to arrive; actions 0 (deny) and 1..M (grant in a batch)
+- ``sorted``    the same, users by falling best reduced gain of the empty assignment
+- ``adaptive``  each step picks a user and a batch, action user * M + batch (both from 0), or stops
+                (action N * M); after a stop everybody left is denied
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from offload_jax.env.config import EnvConfig
+from offload_jax.env.state import State, empty_plan, is_current, open_pairs, room_for_current
+from offload_jax.plans.outcome import gain, solve_placed
+from offload_jax.plans.reduced_gains import reduced_gains
+from offload_jax.problem import equations
+from offload_jax.problem.arrays import one_hot, pick, ranks
+from offload_jax.problem.instance import Instance
+from offload_jax.problem.types import DENY, Status
+from offload_jax.splits import splits_config
+
+
+def reset(instance: Instance, env: EnvConfig = EnvConfig()) -> State:
+    """Nobody decided, everybody denied. Raises ValueError for impossible settings of `env`."""
+    env.validate()
+    state = empty_plan(instance)
+    return replace(state, turn=_turns(instance, state, env))
+
+
+def step(
+    instance: Instance, state: State, action: Int[Array, "*batch"], env: EnvConfig = EnvConfig()
+) -> tuple[State, Float[Array, "*batch"]]:
+    """One decision, one solve.
+
+    An illegal action denies (arrival, sorted) or does nothing (adaptive), and so does a grant for
+    which the solver's own constraints leave no splits. Raises ValueError for impossible settings.
+    """
+    env.validate()
+    decided = _decided(instance, state, action, env)
+    granted, possible = _assigned(instance, state, decided.assignment, env)
+    if splits_config(env.solver).rules:
+        granted = jax.tree.map(lambda new, old: jnp.where(possible, new, old), granted, state)
+    following = replace(
+        granted, decided=decided.decided, time=decided.time, stopped=decided.stopped
+    )
+    if env.reward == "dense":
+        return following, equations.score(instance, following.gain - state.gain)
+    last = following.time == instance.num_users
+    return following, jnp.where(last, equations.score(instance, following.gain), 0)
+
+
+def step_unsolved(
+    instance: Instance, state: State, action: Int[Array, "*batch"], env: EnvConfig
+) -> State:
+    """The same decision, but splits, prices and gain stay as they were, until `settle`.
+
+    For who needs only the masks on the way. Not for solvers with constraints, which may refuse.
+    """
+    decided = _decided(instance, state, action, env)
+    return replace(decided, load=equations.place(instance, decided.assignment).load)
+
+
+def settle(instance: Instance, state: State, env: EnvConfig) -> State:
+    """The state with the optimal splits, prices and gain of its assignment."""
+    return _assigned(instance, state, state.assignment, env)[0]
+
+
+def _decided(
+    instance: Instance, state: State, action: Int[Array, "*batch"], env: EnvConfig
+) -> State:
+    """Who has been decided after an action, and how; load and splits are still those of before."""
+    if env.order == "adaptive":
+        chosen, batch, stops = _adaptive_choice(instance, state, action)
+    else:
+        chosen = is_current(instance, state)
+        room = room_for_current(instance, state)
+        batch = jnp.where(pick(action - 1, room.astype(jnp.float32)) > 0, action, DENY)
+        stops = jnp.zeros_like(state.stopped)
+    return replace(
+        state,
+        assignment=jnp.where(chosen, batch, state.assignment).astype(jnp.int32),
+        decided=state.decided | chosen,
+        time=state.time + 1,
+        stopped=state.stopped | stops,
+    )
+
+
+def release(
+    instance: Instance,
+    assignment: Int[Array, "users *batch"],
+    released: Bool[Array, "users *batch"],
+    env: EnvConfig = EnvConfig(),
+) -> State:
+    """A plan in which the `released` users are undecided again and all others stay as they are.
+
+    As many decisions follow as users were released; in arrival and sorted order they come in that
+    order. Raises ValueError for impossible settings.
+    """
+    start = reset(instance, env)
+    released = released & instance.mask
+    kept = jnp.where(released, DENY, assignment).astype(jnp.int32)
+    state, _ = _assigned(instance, start, kept, env)
+    turn = ranks(jnp.where(released, start.turn, jnp.inf))
+    return replace(state, decided=~released, turn=jnp.where(released, turn, instance.num_users))
+
+
+def _assigned(
+    instance: Instance, state: State, assignment: Int[Array, "users *batch"], env: EnvConfig
+) -> tuple[State, Bool[Array, "*batch"]]:
+    """The state with another assignment, and whether the solver's constraints leave it splits."""
+    placed = equations.place(instance, assignment)
+    solution = solve_placed(instance, placed, env.solver)
+    state = replace(
+        state,
+        assignment=assignment,
+        load=placed.load,
+        split=solution.split,
+        price=solution.price,
+        gain=gain(instance, placed, solution.split, env.solver),
+    )
+    return state, solution.status != Status.INFEASIBLE
+
+
+def _adaptive_choice(
+    instance: Instance, state: State, action: Int[Array, "*batch"]
+) -> tuple[Bool[Array, "users *batch"], Int[Array, "*batch"], Bool[Array, "*batch"]]:
+    """(which user is granted, in which batch, whether the episode stops) of an adaptive action."""
+    users, batches = instance.num_users, instance.num_batches
+    chosen = one_hot(action // batches, users)
+    wanted = one_hot(action % batches, batches)
+    legal = open_pairs(instance, state) & chosen[:, None] & wanted
+    return jnp.any(legal, axis=1), action % batches + 1, action == users * batches
+
+
+def _turns(instance: Instance, state: State, env: EnvConfig) -> Int[Array, "users *batch"]:
+    if env.order == "arrival":
+        worth = instance.wait  # who waited longest came first
+    elif env.order == "sorted":
+        placed = equations.place(instance, state.assignment)
+        worth = jnp.max(reduced_gains(instance, placed, state.split, state.price), axis=1)
+    else:
+        return state.turn
+    return ranks(jnp.where(instance.mask, -worth, jnp.inf))

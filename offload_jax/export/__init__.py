@@ -1,0 +1,1 @@
+"""A policy as a bundle that decides without training code."""

@@ -1,0 +1,1 @@
+"""The equations of every learning algorithm, one file each."""

@@ -1,0 +1,1 @@
+"""What an assignment is worth: its outcome, its gains, and plans that can be executed."""

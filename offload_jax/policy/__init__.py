@@ -1,0 +1,1 @@
+"""Policies: the network, whole episodes with it, and decisions of a trained one."""

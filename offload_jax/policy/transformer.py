@@ -1,0 +1,241 @@
+"""The actor-critic: a transformer encodes an instance once, a light decoder makes each decision.
+
+Permutation-equivariant in users, for any number of users and batches; padded users change nothing.
+Unlike the environment, a network works on one instance (callers `vmap`): the batch is not last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jaxtyping import Array, Bool, Float
+
+from offload_jax.env.description import LEVELS, Description
+from offload_jax.env.observation import STEP_FEATURES, Observation
+from offload_jax.policy.network import Encoding, NetworkConfig
+
+# What can be hidden of every step: columns of `observation.STEP_FEATURES`.
+_OF_STEPS: Mapping[str, Sequence[str]] = {
+    "reduced-gains": ("reduced", "gain", "ahead", "wanting", "hope", "regret", "lead"),
+    "prices": ("price",),
+}
+# And of what the encoder sees: columns of `Description.pairs`, where gains at `LEVELS` are first.
+_OF_PAIRS = {"pairs": slice(None), "level-gains": slice(len(LEVELS))}
+UNSEEN = -50.0  # logit of pairs that are not looked at, below all others
+
+
+class ActorCritic(nn.Module):
+    """`init` with a Description and an Observation; `apply` with method ``encode``, ``decode``."""
+
+    config: NetworkConfig
+
+    def setup(self) -> None:
+        width, dtype = self.config.width, self.config.narrow()
+        dense = partial(nn.Dense, width, dtype=dtype)
+        self.embed_users, self.embed_batches, self.embed_pairs = dense(), dense(), dense()
+        config = self.config
+        self.blocks = [
+            Block(width, config.heads, config.relations, dtype) for _ in range(config.layers)
+        ]
+        self.norm = nn.LayerNorm(dtype=dtype)
+        self.keys = {name: dense(use_bias=False, name=f"key_{name}") for name in _KEYS}
+        self.step_pairs, self.step_overall = dense(), dense()
+        self.score, self.reject, self.critic = (Head(width, dtype) for _ in range(3))
+        self.temperature = self.param("temperature", nn.initializers.constant(4.0), ())
+
+    def __call__(
+        self, description: Description, observation: Observation
+    ) -> tuple[Float[Array, "actions"], Float[Array, ""]]:
+        """Logits and value at once, to initialise; rollouts encode once and then decode."""
+        return self.decode(self.encode(description), observation)
+
+    def encode(self, description: Description) -> Encoding:
+        """Once per instance, O((N + M)^2)."""
+        for hidden in (_OF_PAIRS[sight] for sight in self.config.blind if sight in _OF_PAIRS):
+            pairs = description.pairs.at[:, :, hidden].set(0)
+            description = replace(description, pairs=pairs)
+        description = self._narrowed(description)
+        # Not `astype`: IREE's compiler (3.13) fuses that into the products below and then fails.
+        real = jnp.where(description.mask, jnp.ones((), description.users.dtype), 0)
+        count = jnp.maximum(jnp.sum(real), 1)
+        pairs = self.embed_pairs(description.pairs)
+        users = self.embed_users(description.users) + jnp.mean(pairs, axis=1)
+        shared = jnp.einsum("n,nkw->kw", real, pairs) / count
+        batches = self.embed_batches(description.batches) + shared
+        tokens = jnp.concatenate([users, batches])
+        visible = jnp.concatenate([description.mask, jnp.ones(batches.shape[0], bool)])
+        for block in self.blocks:
+            tokens = block(tokens, visible, description.pairs, description.links)
+        tokens = self.norm(tokens)
+        users, batches = tokens[: users.shape[0]], tokens[users.shape[0] :]
+        overall = jnp.einsum("n,nw->w", real, users) / count
+        return Encoding(
+            users=users,
+            batches=self.keys["batch"](batches),
+            pairs=self.keys["pair"](pairs),
+            overall=self.keys["overall"](overall),
+            count=count,
+        )
+
+    def decode(
+        self, encoding: Encoding, observation: Observation
+    ) -> tuple[Float[Array, "actions"], Float[Array, ""]]:
+        """Logits of all actions, illegal ones minus infinity, and the value of the state."""
+        # Reduced gains go into the logits as they are.
+        observation = replace(self._narrowed(self._shown(observation)), reduced=observation.reduced)
+        # Sums over users are shares of the real ones, so that padding changes nothing.
+        undecided = observation.undecided @ encoding.users / encoding.count
+        granted = observation.granted @ encoding.users / encoding.count
+        context = encoding.overall + self.step_overall(observation.overall)
+        context = context + self.keys["undecided"](undecided) + self.keys["granted"](granted)
+        look = self._of_all if observation.chosen is None else self._of_chosen
+        logits, refused = look(encoding, observation, context)
+        return jnp.where(observation.mask, logits, -jnp.inf), self.critic(refused)
+
+    def _of_all(
+        self, encoding: Encoding, observation: Observation, context: Float[Array, "width"]
+    ) -> tuple[Float[Array, "actions"], Float[Array, "width"]]:
+        """Logits of all actions, and what denying or stopping is judged by."""
+        adaptive = observation.adaptive
+        if adaptive:
+            candidate, users, pairs = observation.undecided, encoding.users, encoding.pairs
+        else:
+            candidate = jnp.ones_like(observation.undecided[:1])
+            users = (observation.current @ encoding.users)[None]
+            pairs = jnp.einsum("n,nkw->kw", observation.current, encoding.pairs)[None]
+        users = self.keys["user"](users)
+        joint = (
+            context + users[:, None] + encoding.batches + pairs + self.step_pairs(observation.pairs)
+        )
+        grants = self._scores(joint, observation.reduced)
+        # Denying is about the one user and its best batch, stopping about all who are undecided.
+        share = candidate / jnp.maximum(jnp.sum(candidate), 1)
+        refused = context + share @ (users + jnp.max(joint, axis=1))
+        reject = self.reject(refused)[None]
+        flat = grants.reshape(-1)
+        return jnp.concatenate([flat, reject] if adaptive else [reject, flat]), refused
+
+    def _of_chosen(
+        self, encoding: Encoding, observation: Observation, context: Float[Array, "width"]
+    ) -> tuple[Float[Array, "actions"], Float[Array, "width"]]:
+        """The same from a look at the chosen pairs only.
+
+        All others are far behind: legal, so that plans can be replayed, and never taken otherwise.
+        """
+        chosen = observation.chosen
+        assert chosen is not None
+        pairs = self.keys["user"](encoding.users)[:, None] + encoding.batches + encoding.pairs
+        flat = pairs.reshape(-1, pairs.shape[-1])
+        joint = context + jnp.take(flat, chosen, axis=0) + self.step_pairs(observation.pairs[:, 0])
+        grants = self._scores(joint, observation.reduced[:, 0])
+        legal = jnp.take(observation.mask, chosen) & (jnp.arange(chosen.shape[0]) < flat.shape[0])
+        share = jnp.where(legal, jnp.ones((), joint.dtype), 0)
+        refused = context + share @ joint / jnp.maximum(jnp.sum(share), 1)
+        reject = self.reject(refused)
+        least = jnp.min(jnp.where(legal, grants, reject), initial=reject)
+        logits = jnp.full(flat.shape[0], UNSEEN, grants.dtype) + least
+        return jnp.append(logits.at[chosen].set(grants), reject), refused
+
+    def _scores(
+        self, joint: Float[Array, "*pairs width"], reduced: Float[Array, "*pairs"]
+    ) -> Float[Array, "*pairs"]:
+        grants = self.score(joint)
+        return grants + self.temperature * reduced if self.config.residual else grants
+
+    def _shown(self, observation: Observation) -> Observation:
+        """With zeros in the columns that the network is blind for."""
+        hidden = {name for sight in self.config.blind for name in _OF_STEPS.get(sight, ())}
+        if not hidden:
+            return observation
+        shown = np.array([name not in hidden for name in STEP_FEATURES])
+        return replace(observation, pairs=jnp.where(shown, observation.pairs, 0))
+
+    def _narrowed(self, tree: Any) -> Any:
+        """Floating inputs in the type that layers compute in."""
+        dtype = self.config.narrow()
+
+        def cast(x: Array) -> Array:
+            return x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+        return tree if dtype is None else jax.tree.map(cast, tree)
+
+
+_KEYS = ("user", "batch", "pair", "overall", "undecided", "granted")
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block over the users and batches of one instance.
+
+    With `relations` every head also sees what two tokens are to each other: a user's gains in a
+    batch, and how batches slow each other down.
+    """
+
+    width: int
+    heads: int
+    relations: bool
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens: Float[Array, "tokens width"],
+        visible: Bool[Array, "tokens"],
+        pairs: Float[Array, "users batches pair_features"],
+        links: Float[Array, "batches batches link_features"],
+    ) -> Float[Array, "tokens width"]:
+        size, dtype = self.width // self.heads, self.dtype
+        x = nn.LayerNorm(dtype=dtype)(tokens)
+        query, key, value = (nn.DenseGeneral((self.heads, size), dtype=dtype)(x) for _ in range(3))
+        weights = _wide(jnp.einsum("qhd,khd->hqk", query, key)) / size**0.5
+        if self.relations:
+            weights = weights + _wide(self._relation(pairs, links))
+        weights = jax.nn.softmax(jnp.where(visible, weights, -jnp.inf), axis=-1)
+        mixed = jnp.einsum("hqk,khd->qhd", weights.astype(value.dtype), value)
+        mixed = mixed.reshape(tokens.shape[0], self.width)
+        tokens = tokens + nn.Dense(self.width, dtype=dtype)(mixed)
+        x = nn.Dense(2 * self.width, dtype=dtype)(nn.LayerNorm(dtype=dtype)(tokens))
+        return tokens + nn.Dense(self.width, dtype=dtype)(jax.nn.gelu(x))
+
+    def _relation(
+        self,
+        pairs: Float[Array, "users batches pair_features"],
+        links: Float[Array, "batches batches link_features"],
+    ) -> Float[Array, "heads tokens tokens"]:
+        """Added to the attention's logits; two users are nothing to each other."""
+
+        def per_head(name: str, x: Array) -> Array:
+            return nn.Dense(self.heads, use_bias=False, dtype=self.dtype, name=name)(x)
+
+        to_batches = per_head("user_to_batch", pairs)
+        to_users = jnp.swapaxes(per_head("batch_to_user", pairs), 0, 1)
+        users = jnp.zeros((pairs.shape[0], *to_users.shape[1:]), to_users.dtype)
+        rows = [
+            jnp.concatenate([users, to_batches], axis=1),
+            jnp.concatenate([to_users, per_head("batch_to_batch", links)], axis=1),
+        ]
+        return jnp.moveaxis(jnp.concatenate(rows), -1, 0)
+
+
+class Head(nn.Module):
+    """A scalar from a joint embedding: one residual feed-forward layer, then a linear one."""
+
+    width: int
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*shape width"]) -> Float[Array, "*shape"]:
+        x = jax.nn.relu(x)
+        x = x + jax.nn.relu(nn.Dense(self.width, dtype=self.dtype)(x))
+        return nn.Dense(1, kernel_init=nn.initializers.normal(0.01))(_wide(x))[..., 0]
+
+
+def _wide(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """At least float32: what logits, values and softmaxes are computed in."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))

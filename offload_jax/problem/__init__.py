@@ -1,0 +1,1 @@
+"""The problem: instances, the equations of the model, and scenarios that instances come from."""

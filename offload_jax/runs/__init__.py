@@ -1,0 +1,1 @@
+"""Training runs: settings, run directories, checkpoints, rows of metrics, and the loop."""

@@ -1,0 +1,99 @@
+"""What a sweep file says: one YAML in the sweep format of Weights & Biases.
+
+`wandb sweep` and `wandb agent` run the same file, so every key means here what it means there.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+from offload_jax.runs.config import TrainConfig, from_settings, load_config
+from offload_jax.runs.sweep.space import Scalar, Space
+
+Goal = Literal["minimize", "maximize"]
+CONFIG = "config"  # the parameter that names a configuration; all others are settings of it
+
+
+@dataclass(frozen=True)
+class Hyperband:
+    """Early stopping: at rungs first, first * eta, ... only the best 1 / eta of trials go on."""
+
+    first: int  # the first rung, in evaluations of the metric
+    eta: int
+
+
+@dataclass(frozen=True)
+class SweepConfig:
+    """A sweep file, read."""
+
+    source: str  # of what is wrong, in errors
+    name: str
+    program: str
+    method: str
+    metric: str
+    goal: Goal
+    parameters: dict[str, Space]
+    early: Hyperband | None
+    command: tuple[str, ...]
+    run_cap: int | None
+    document: dict[str, Any]  # as it stands in the file
+
+    @cached_property
+    def key(self) -> str:
+        """What has to stay the same within a sweep, as a text."""
+        kept = ("method", "metric", "parameters", "early_terminate")
+        return json.dumps({key: self.document.get(key) for key in kept}, sort_keys=True)
+
+    @cached_property
+    def fixed(self) -> dict[str, Scalar]:
+        """Parameters with a single value."""
+        return {name: s.values[0] for name, s in self.parameters.items() if s.fixed}
+
+    @cached_property
+    def varied(self) -> dict[str, Space]:
+        """All others."""
+        return {name: s for name, s in self.parameters.items() if not s.fixed}
+
+    def best(self, values: Collection[float]) -> float:
+        return min(values) if self.goal == "minimize" else max(values)
+
+    def grid_size(self) -> int | None:
+        """Number of combinations of a grid, None for other methods."""
+        if self.method != "grid":
+            return None
+        return math.prod(len(space.grid() or ()) for space in self.parameters.values())
+
+    def settings(self, values: Mapping[str, Scalar]) -> TrainConfig:
+        """The configuration of a trial with these parameters.
+
+        Raises ConfigError for unknown parameters and impossible values.
+        """
+        chosen = dict(values)
+        base = load_config(str(chosen.pop(CONFIG, "paper")))
+        known = asdict(base)
+        for name, value in chosen.items():
+            part, _, key = name.rpartition(".")
+            record = known[part] if part else known
+            # On a command line a single value makes a tuple of one.
+            record[key] = (value,) if isinstance(record[key], tuple) else value
+        return from_settings(known, f"{self.source}: parameters")
+
+    def words(self, values: Mapping[str, Scalar]) -> list[str]:
+        """The options of a trial, as W&B's ${args}."""
+        return [f"--{name}={value}" for name, value in values.items()]
+
+    def command_line(self, arguments: list[str]) -> list[str]:
+        """The whole command, with these options."""
+        macros = {
+            "${env}": ["/usr/bin/env"],
+            "${interpreter}": [sys.executable],
+            "${program}": [self.program],
+            "${args}": arguments,
+        }
+        return [word for item in self.command for word in macros.get(item, [item])]

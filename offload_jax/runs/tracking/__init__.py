@@ -1,0 +1,1 @@
+"""Rows of metrics on disk, and their mirror at Weights & Biases."""

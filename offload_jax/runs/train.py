@@ -1,0 +1,242 @@
+"""Training runs: starting them, and going on where a stopped one left off."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import SingleDeviceSharding
+
+from offload_jax.evaluation.charts import learning_curve
+from offload_jax.evaluation.charts import save as save_figure
+from offload_jax.evaluation.reference import reference_name
+from offload_jax.files.checks import CheckpointError, ConfigError
+from offload_jax.learning import learner as learning
+from offload_jax.learning.devices import Devices
+from offload_jax.learning.learner import LearnerState
+from offload_jax.plans.outcome import check_all_local
+from offload_jax.policy.policy import Policy
+from offload_jax.runs import multihost, policy_folder, run_folder
+from offload_jax.runs.checkpoint import Checkpoints
+from offload_jax.runs.config import TrainConfig
+from offload_jax.runs.loop import describe_needs, loop, prepare, stop_requests
+from offload_jax.runs.recorder import Callback, Recorder, Reporter, Row
+from offload_jax.runs.restore import find, restore
+from offload_jax.runs.tracking.metrics import MetricsFile, read_rows
+from offload_jax.runs.tracking.mirror import Mirror
+
+_TRAINING = 0  # the branch of the seed that training draws from (evaluations: heldout.VALIDATION)
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a training run leaves behind."""
+
+    folder: Path
+    policy: Policy  # the best evaluated one
+    rows: list[Row]  # of metrics.jsonl
+    step: int  # updates made
+    finished: bool  # False where the run was interrupted
+
+
+def train(
+    config: TrainConfig,
+    callbacks: Sequence[Callback] = (),
+    folder: str | Path | None = None,
+    warn: Callable[[str], None] = print,
+    tell: Callable[[str], None] | None = None,
+) -> RunResult:
+    """Trains, or goes on with the run in `folder` where that holds one.
+
+    Every `run.log_every` updates a row goes to metrics.jsonl, W&B and the callbacks; every
+    `run.eval_every` updates the greedy policy is evaluated and the state saved, and every
+    `run.save_s` seconds, too. Ctrl-C or SIGTERM saves and returns with `finished` False; a second
+    one stops at once. `tell` hears what the run needs before the first update.
+
+    In several processes (`multihost.started`) all have to call this, with one shared `folder`; the
+    first one writes rows, mirrors and calls back. A stop of one stops all.
+
+    Raises ConfigError for impossible settings, for a directory in use, unwritable or of something
+    else, and for settings that cannot change within a run; RunError or CheckpointError where
+    training diverges or the disk is full: the run can then go on from its last checkpoint.
+    """
+    config.validate()
+    devices = config.find_devices()
+    check_rules(config)
+    if folder is None or not run_folder.is_run(Path(folder)):
+        check_init_from(config)
+    started, first = time.perf_counter(), multihost.is_first()
+    folder = Path(
+        multihost.from_first(str(run_folder.new_folder(config) if folder is None else folder))
+    )
+    about: dict[str, Any] = {"id": "", "starts": [{}]}
+    with ExitStack() as claim:
+        multihost.first_only(
+            lambda: about.update(claim.enter_context(run_folder.claimed(folder, config)))
+        )
+        heard = callbacks if first else ()
+        state = _trained(config, folder, about, devices, heard, warn, tell or (lambda _: None))
+        step, seconds = int(state.step), time.perf_counter() - started
+        multihost.first_only(lambda: run_folder.write_end(folder, about, step, seconds))
+    return read_result(folder, config, step)
+
+
+def _trained(
+    config: TrainConfig,
+    folder: Path,
+    about: dict[str, Any],
+    devices: Devices,
+    callbacks: Sequence[Callback],
+    warn: Callable[[str], None],
+    tell: Callable[[str], None],
+) -> LearnerState:
+    """The state at the end of a run whose directory is claimed."""
+    first, checkpoints_folder = multihost.is_first(), folder / "checkpoints"
+    tracking = config.tracking if first else replace(config.tracking, wandb="off")
+    kept = {"config": asdict(config), "versions": about["starts"][-1].get("versions")}
+    with (
+        Mirror(tracking, folder, about["id"], asdict(config), warn) as mirror,
+        Checkpoints(
+            checkpoints_folder, config.run.keep, kept, warn, mirror.checkpoint
+        ) as checkpoints,
+        stop_requests() as stop,
+    ):
+        state, saved = _start_state(config, checkpoints, devices, warn)
+        about["starts"][-1] |= (needs := prepare(config.to_learner(devices), state))
+        if first:
+            tell(describe_needs(needs))
+        rows = folder / "metrics.jsonl"
+        metrics = MetricsFile(rows, up_to_step=int(state.step)) if first else None
+        report = Reporter(metrics, mirror, callbacks, config.run, warn)
+        try:
+            state = loop(Recorder(config, checkpoints, report, saved), state, stop, devices)
+        finally:
+            if metrics:
+                metrics.close()
+        checkpoints.wait()
+        if first:
+            draw_curve(folder, config)
+            mirror.picture("learning_curve", folder / "learning_curve.png")
+    return state
+
+
+def finish(
+    folder: Path, config: TrainConfig, about: dict[str, Any], step: int, seconds: float
+) -> None:
+    """Writes how a start ended, and the learning curve."""
+    run_folder.write_end(folder, about, step, seconds)
+    draw_curve(folder, config)
+
+
+def draw_curve(folder: Path, config: TrainConfig) -> None:
+    """Draws learning_curve.png of a run's rows."""
+    rows = read_rows(folder / "metrics.jsonl")
+    curve = learning_curve(rows, reference_name(config.scenario, config.splits))
+    save_figure(curve, folder / "learning_curve.png")
+
+
+def read_result(folder: Path, config: TrainConfig, step: int) -> RunResult:
+    """What a run directory holds after `step` updates."""
+    rows = read_rows(folder / "metrics.jsonl")
+    return RunResult(folder, load_policy(folder), rows, step, step >= config.learner.updates)
+
+
+def initial_state(config: TrainConfig) -> LearnerState:
+    """A state before the first update, with random parameters."""
+    key = jax.random.fold_in(jax.random.key(config.seed), _TRAINING)
+    return _init(config.to_learner(), key)
+
+
+def check_rules(config: TrainConfig) -> None:
+    """Raises ConfigError for constraints that all-local plans of the scenario break."""
+    if config.splits.constraints:
+        instances = learning.sample_instances(config.scenario, jax.random.key(config.seed), 64)
+        try:
+            check_all_local(instances, config.splits)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+
+
+_init = jax.jit(learning.init, static_argnums=0)  # as one program: 6 s sooner than op by op
+
+
+def _start_state(
+    config: TrainConfig,
+    checkpoints: Checkpoints,
+    devices: Devices,
+    warn: Callable[[str], None],
+) -> tuple[LearnerState, Mapping[str, Any]]:
+    """The state to start from, and what its checkpoint says about it."""
+    saved = checkpoints.newest()
+    if saved is not None:
+        return restore(saved, devices.place(initial_state(config))), saved.about
+    return devices.place(first_state(config, warn)), {}
+
+
+def first_state(config: TrainConfig, warn: Callable[[str], None]) -> LearnerState:
+    """The state before the first update, its parameters those of `init_from` where one is given."""
+    state = initial_state(config)
+    if config.init_from is None:
+        return state
+    return replace(state, params=load_policy(config.init_from, warn=warn).params)
+
+
+def check_init_from(config: TrainConfig) -> None:
+    """Raises ConfigError where init_from holds no policy, or one of another network."""
+    if config.init_from is None:
+        return
+    try:
+        theirs = asdict(settings_of(config.init_from).network)
+    except ConfigError as error:
+        raise ConfigError(
+            f"init_from is {config.init_from!r}; must be a run directory, a policy folder or one "
+            f"of {', '.join(policy_folder.names())} ({error})"
+        ) from None
+    for name, mine in asdict(config.network).items():
+        if mine != theirs[name]:
+            raise ConfigError(
+                f"network.{name} is {mine!r}; must be {theirs[name]!r}, as in {config.init_from}, "
+                "whose parameters init_from takes"
+            )
+
+
+def settings_of(source: str | Path) -> TrainConfig:
+    """What a policy was trained for (`load_policy`). Raises ConfigError where there is none."""
+    if policy_folder.is_policy(source):
+        return policy_folder.load(source)[1]
+    return run_folder.read_config(source)
+
+
+def load_policy(
+    source: str | Path, which: str = "best", warn: Callable[[str], None] = warnings.warn
+) -> Policy:
+    """A shipped policy by its name, that of a policy folder, or of a run directory.
+
+    The names are strings: a run directory that bears one is Path("edge") or "./edge".
+    Of a run it is the best evaluated checkpoint, or the ``latest``. Damaged checkpoints are left
+    out, and `warn` is told.
+
+    Raises ConfigError where there is none, PolicyError or CheckpointError for one that is damaged.
+    """
+    if which not in ("best", "latest"):
+        raise ValueError(f"which is {which!r}; must be one of best, latest")
+    if policy_folder.is_policy(source):
+        return policy_folder.load(source)[0]
+    folder, config = Path(source), run_folder.read_config(source)
+    like = jax.eval_shape(lambda key: learning.init(config.to_learner(), key), jax.random.key(0))
+    # Here, on one device, wherever and on how many it was trained.
+    here = SingleDeviceSharding(jax.local_devices()[0])
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), like)
+    saved = find(folder / "checkpoints", which, warn)
+    if saved is None:
+        raise CheckpointError(
+            f"run {folder} has no checkpoint yet; train on with: train.py --run {folder}"
+        )
+    state = restore(saved, like)
+    return Policy(state.params, config.network, config.to_env(), f"{folder} at update {saved.step}")
