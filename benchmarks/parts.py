@@ -6,15 +6,36 @@ import json
 import statistics
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Annotated, Any, TypeAlias
+
+import tyro
 
 from benchmarks.common import Row, UsageError, checked_out, provenance, read
 from offload_jax.files.disk import replace_file
 
 Parts: TypeAlias = Mapping[str, Callable[[], Iterator[Row]]]
 Needs: TypeAlias = Mapping[str, tuple[str, str]]  # by part: a module, and the extra it comes with
+
+
+@dataclass(frozen=True)
+class Arguments:
+    parts: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    """Parts to run. Default: all."""
+    out: Path | None = None
+    """JSON file to write, with its tables beside it (.md). Parts that it has already, and that are
+    not run, stay in it."""
+
+
+def command(
+    words: Sequence[str] | None, module: str, about: str, parts: Parts, needs: Needs | None = None
+) -> int:
+    """The command line of a benchmark in parts, `python -m MODULE`; returns what `main` does."""
+    text = f"{about}\n\nParts: {', '.join(parts)}."
+    parsed = tyro.cli(Arguments, args=words, prog=f"python -m {module}", description=text)
+    return main(parsed.parts, parsed.out, parts, needs)
 
 
 def main(names: Sequence[str], out: Path | None, parts: Parts, needs: Needs | None = None) -> int:

@@ -8,12 +8,14 @@ import os
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 from scipy import stats
 
 from benchmarks.__main__ import main
 from benchmarks.common import UsageError
 from benchmarks.quality import __main__ as quality
+from benchmarks.quality import decisions
 from benchmarks.speed import compare, layers, suite, table
 from benchmarks.speed.suite import ALL
 
@@ -298,3 +300,25 @@ def test_quality_refuses_what_cannot_run(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(quality.NEEDS, "bounds", ("no_such_module", "bench"))
     assert quality.main(["bounds"]) == 2
     assert "needs no_such_module: pip install 'offload-jax[bench]'" in capsys.readouterr().err
+
+
+@pytest.mark.fast
+def test_decisions_may_differ_in_ties_only() -> None:
+    before = {"edge/greedy": np.array([[1, 0], [0, 2]]), "edge/greedy/worth": np.array([0.3, 0.2])}
+    tie = before | {"edge/greedy": np.array([[0, 0], [1, 2]])}
+    assert decisions.differences(before, before) == decisions.differences(before, tie) == []
+    [found] = decisions.differences(before, tie | {"edge/greedy/worth": np.array([0.3, 0.21])})
+    assert found.startswith("edge/greedy: 1 of 2 plans are worth something else")
+    assert "1 differ" in found
+    assert decisions.differences(before, {}) == [
+        "edge/greedy: is not decided, or of other instances"
+    ]
+
+
+@pytest.mark.fast
+def test_decisions_to_compare_with_are_read_first(tmp_path, capsys) -> None:
+    words = ["--out", str(tmp_path / "after.npz"), "--against", str(tmp_path / "no.npz")]
+    assert decisions.main(words) == 2
+    assert "no.npz cannot be read" in capsys.readouterr().err
+    (tmp_path / "no.npz").write_text("{}")
+    assert decisions.main(words) == 2

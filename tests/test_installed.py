@@ -15,14 +15,17 @@ from paths import ROOT
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 
 SHIPPED = """
+import json
 import offload_jax as oj
 from offload_jax.evaluation import testsets
 from offload_jax.runs import policy_folder
 from offload_jax.runs.config import presets
-assert "site" in oj.__file__
-assert {"paper", "edge", "smoke"} <= set(presets())
-assert {oj.load_policy(name).source for name in policy_folder.names()} == set(policy_folder.names())
-assert [len(testsets.load(name).best) for name in ("edge", "edge_large")] == [512, 64]
+print(json.dumps({
+    "from": oj.__file__,
+    "presets": presets(),
+    "policies": [oj.load_policy(name).source for name in policy_folder.names()],
+    "instances": [len(testsets.load(name).best) for name in sorted(testsets.SHIPPED)],
+}))
 """
 
 
@@ -36,15 +39,21 @@ def place(tmp_path_factory) -> Path:
     return folder
 
 
-def python(place: Path, *words: str) -> None:
+def python(place: Path, *words: str) -> str:
     environment = os.environ | {"PYTHONPATH": str(place / "site")}
     command = [sys.executable, "-P", *words]
     done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
 def test_policies_test_sets_and_presets_are_found(place) -> None:
-    python(place, "-c", SHIPPED)
+    assert json.loads(python(place, "-c", SHIPPED)) == {
+        "from": str(place / "site" / "offload_jax" / "__init__.py"),
+        "presets": sorted(path.stem for path in (ROOT / "configs").glob("*.yaml")),
+        "policies": ["edge", "edge_arrival", "edge_large", "edge_sites", "paper"],
+        "instances": [512, 64],
+    }
 
 
 def test_a_run_is_mirrored_and_of_no_commit(place) -> None:

@@ -17,14 +17,13 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 
 from benchmarks import parts
 from benchmarks.common import ROOT, Row
@@ -321,21 +320,11 @@ def _equal(mine: Any, theirs: Any) -> bool:
     return all(jax.tree.leaves(jax.tree.map(np.array_equal, mine, theirs)))
 
 
-@dataclass(frozen=True)
-class Arguments:
-    """Kill, damage and fill; some 40 minutes."""
-
-    parts: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
-    """Parts to run: kills, corruptions, full-disk, cost, resume. Default: all."""
-    out: Path | None = None
-    """JSON file to write, with its tables beside it (.md). Parts that it has already, and that are
-    not run, stay in it."""
-
-
 def main(words: Sequence[str] | None = None) -> int:
-    """0 good, 2 refused."""
-    parsed = tyro.cli(Arguments, args=words, prog="python -m benchmarks.systems.endurance")
-    return parts.main(parsed.parts, parsed.out, PARTS)
+    """0 good, 2 refused, 130 stopped."""
+    return parts.command(
+        words, "benchmarks.systems.endurance", "Kill, damage and fill; some 40 minutes.", PARTS
+    )
 
 
 if __name__ == "__main__":

@@ -17,11 +17,8 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
-
-import tyro
+from typing import Any
 
 from benchmarks import parts
 from benchmarks.common import ROOT, Row
@@ -35,17 +32,6 @@ _WORDS = (
 )  # fmt: skip
 _COMPARED = ("score", "gain", "best_of_samples", "entropy", "grad_norm")
 MEMBERS = 8
-
-
-@dataclass(frozen=True)
-class Arguments:
-    """Train over virtual devices, processes and populations; some 15 minutes."""
-
-    parts: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
-    """Parts to run: devices, processes, population, precision. Default: all."""
-    out: Path | None = None
-    """JSON file to write, with its tables beside it (.md). Parts that it has already, and that are
-    not run, stay in it."""
 
 
 def devices() -> Iterator[Row]:
@@ -165,9 +151,13 @@ def _seconds(folder: Path) -> float:
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """0 good, 2 refused."""
-    parsed = tyro.cli(Arguments, args=words, prog="python -m benchmarks.systems.scaling")
-    return parts.main(parsed.parts, parsed.out, PARTS)
+    """0 good, 2 refused, 130 stopped."""
+    return parts.command(
+        words,
+        "benchmarks.systems.scaling",
+        "Train over virtual devices, processes and populations; some 15 minutes.",
+        PARTS,
+    )
 
 
 if __name__ == "__main__":

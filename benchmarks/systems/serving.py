@@ -23,14 +23,12 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import jax
 import numpy as np
-import tyro
 
 from benchmarks import parts
 from benchmarks.common import Row
@@ -402,21 +400,11 @@ PARTS = {
 }
 
 
-@dataclass(frozen=True)
-class Arguments:
-    """Measure deployed decisions; half an hour."""
-
-    parts: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
-    """Parts to run: latency, generators, agreement, load, memory, fuzz. Default: all."""
-    out: Path | None = None
-    """JSON file to write, with its tables beside it (.md). Parts that it has already, and that are
-    not run, stay in it."""
-
-
 def main(words: Sequence[str] | None = None) -> int:
-    """0 good, 2 refused."""
-    parsed = tyro.cli(Arguments, args=words, prog="python -m benchmarks.systems.serving")
-    return parts.main(parsed.parts, parsed.out, PARTS)
+    """0 good, 2 refused, 130 stopped."""
+    return parts.command(
+        words, "benchmarks.systems.serving", "Measure deployed decisions; half an hour.", PARTS
+    )
 
 
 if __name__ == "__main__":

@@ -66,10 +66,22 @@ def write_bundle(
     wanted.validate()
     check_packages(wanted)
     _check(policy, out)
-    archive = out.with_name(f"{out.name}.zip")
+    sizes, archive = _sizes(config), out.with_name(f"{out.name}.zip")
+    if wanted.sizes[0] < least_users(sizes):
+        raise ConfigError(
+            f"sizes begins with {wanted.sizes[0]}; must be at least {least_users(sizes)} for "
+            f"{sizes['M']} batches (fewer users are padded)"
+        )
     try:
         with disk.staged(out) as new:
-            _fill(new, out.name, policy, config, about, card, wanted, say)
+            _write_programs(new, policy, wanted, sizes, say)
+            say("trained ranges and test vectors")
+            ranges, records = trained_ranges(config), _vector_instances(config, wanted.sizes[-1])
+            _write_json(new / "vectors.json", _vectors(policy, records, wanted))
+            document = _about(out.name, policy, config, about, wanted, sizes, ranges)
+            _write_json(new / "bundle.json", document)
+            _write_json(new / "schema.json", _schemas(sizes, wanted.sizes[-1]))
+            (new / "README.md").write_text(card, encoding="utf-8")
             disk.seal(new)
             zip_bundle(new, archive)
     except BaseException:
@@ -79,36 +91,19 @@ def write_bundle(
     return open_bundle(out)
 
 
-def _fill(
+def _write_programs(
     folder: Path,
-    name: str,
     policy: Policy,
-    config: TrainConfig,
-    about: Mapping[str, Any],
-    card: str,
     wanted: ExportConfig,
+    sizes: Mapping[str, int],
     say: Callable[[str], None],
 ) -> None:
-    """Writes all files of a bundle but for its manifest."""
-    sizes = _sizes(config)
-    if wanted.sizes[0] < least_users(sizes):
-        raise ConfigError(
-            f"sizes begins with {wanted.sizes[0]}; must be at least {least_users(sizes)} for "
-            f"{sizes['M']} batches (fewer users are padded)"
-        )
     made = programs(policy)
     for entry in ENTRIES:
         say(f"{entry}: for jax")
         (folder / f"{entry}.jax").write_bytes(portable(entry, made[entry], sizes))
     if wanted.iree:
         compile_for_iree(folder, made, sizes, wanted, say)
-    say("trained ranges and test vectors")
-    ranges, records = trained_ranges(config), _vector_instances(config, wanted.sizes[-1])
-    _write_json(folder / "vectors.json", _vectors(policy, records, wanted))
-    document = _about(name, policy, config, about, wanted, sizes, ranges)
-    _write_json(folder / "bundle.json", document)
-    _write_json(folder / "schema.json", _schemas(sizes, wanted.sizes[-1]))
-    (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def fewest_users(config: TrainConfig) -> int:
