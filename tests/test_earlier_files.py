@@ -73,7 +73,7 @@ def test_bundles_answer_as_they_did(earlier) -> None:
     assert found.good  # ties may be decided in another way
 
 
-def test_a_sweep_knows_its_trials(earlier, tmp_path, monkeypatch, capsys) -> None:
+def test_a_sweep_knows_its_trials(earlier, tmp_path, monkeypatch) -> None:
     folder = Path(shutil.copytree(earlier / "sweep", tmp_path / "sweep"))
     monkeypatch.chdir(ROOT)
     found = json.loads((folder / "sweep.json").read_text())

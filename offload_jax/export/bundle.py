@@ -118,8 +118,7 @@ def _sizes(config: TrainConfig) -> dict[str, int]:
 
 
 def _check(policy: Policy, out: Path) -> None:
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"out is {str(out)!r}, which exists; must be a new or empty folder")
+    disk.check_free(out)
     archive = out.with_name(f"{out.name}.zip")
     if archive.exists():
         raise ConfigError(f"out is {str(out)!r}, but {archive} exists; move it or choose another")

@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from offload_jax.files.checks import ConfigError
+
 PathLike: TypeAlias = str | os.PathLike[str]
 
 # The folder of offload_jax, in a checkout or where it is installed: all that lies beside the code
@@ -107,6 +109,12 @@ def replace_file(path: PathLike, content: str | bytes) -> None:
         os.replace(temporary, target)
     finally:
         Path(temporary).unlink(missing_ok=True)  # still there if anything failed
+
+
+def check_free(folder: Path) -> None:
+    """Raises ConfigError for an `out` that is not a new or empty folder."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"out is {str(folder)!r}, which exists; must be a new or empty folder")
 
 
 @contextmanager

@@ -59,8 +59,7 @@ def save(
 
     `about` is what policy.json says of the weights' origin; `card` is the text for people.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(f"out is {str(folder)!r}, which exists; must be a new or empty folder")
+    disk.check_free(folder)
     document = {
         "format": FORMAT,
         "version": VERSION,
