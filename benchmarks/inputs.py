@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from offload_jax.learning import learner as learning
-from offload_jax.learning.config import Learner
+from offload_jax.learning.algorithm import Learner
 from offload_jax.problem.instance import Instance
 from offload_jax.problem.scenario import Scenario
 

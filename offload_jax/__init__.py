@@ -20,8 +20,8 @@ if TYPE_CHECKING:  # what type checkers see; `_HOMES` below is what runs
     from offload_jax.plans.outcome import Outcome as Outcome
     from offload_jax.plans.outcome import evaluate as evaluate
     from offload_jax.plans.outcome import split_problem as split_problem
+    from offload_jax.policy.decoding import decide as decide
     from offload_jax.policy.policy import Policy as Policy
-    from offload_jax.policy.policy import decide as decide
     from offload_jax.problem.instance import Instance as Instance
     from offload_jax.problem.instance import load_instances as load_instances
     from offload_jax.problem.instance import save_instances as save_instances
@@ -29,7 +29,7 @@ if TYPE_CHECKING:  # what type checkers see; `_HOMES` below is what runs
     from offload_jax.problem.scenario import PaperScenario as PaperScenario
     from offload_jax.problem.scenario import sample as sample
     from offload_jax.runs.config import TrainConfig as TrainConfig
-    from offload_jax.runs.config import load_config as load_config
+    from offload_jax.runs.config_file import load_config as load_config
     from offload_jax.runs.train import load_policy as load_policy
     from offload_jax.runs.train import train as train
     from offload_jax.splits import SplitProblem as SplitProblem
@@ -43,10 +43,12 @@ _HOMES = {
     "files.records": ("Plan",),
     "methods": ("solve",),
     "plans.outcome": ("Outcome", "evaluate", "split_problem"),
-    "policy.policy": ("Policy", "decide"),
+    "policy.decoding": ("decide",),
+    "policy.policy": ("Policy",),
     "problem.instance": ("Instance", "load_instances", "save_instances"),
     "problem.scenario": ("EdgeScenario", "PaperScenario", "sample"),
-    "runs.config": ("TrainConfig", "load_config"),
+    "runs.config": ("TrainConfig",),
+    "runs.config_file": ("load_config",),
     "runs.train": ("load_policy", "train"),
     "splits": ("SplitProblem", "solve_splits"),
 }

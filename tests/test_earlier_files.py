@@ -20,9 +20,9 @@ from paths import GOLDEN, ROOT
 
 from offload_jax import cli, deploy
 from offload_jax.deploy.verify import replay
-from offload_jax.learning.learner import sample_instances
-from offload_jax.policy.policy import greedy_plan
-from offload_jax.runs.config import load_config
+from offload_jax.learning.trajectories import sample_instances
+from offload_jax.policy.decoding import greedy_plan
+from offload_jax.runs.config_file import load_config
 from offload_jax.runs.restore import examine
 from offload_jax.runs.run_folder import read_config
 from offload_jax.runs.tracking.metrics import read_rows

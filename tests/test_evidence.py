@@ -14,6 +14,7 @@ import pytest
 
 from benchmarks.learners import per_dqn_tables, side_by_side, tables
 from benchmarks.quality import generalisation
+from offload_jax.learning.algorithms.ppo import PPOCritic
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 
@@ -53,7 +54,7 @@ def test_tables_of_learners_by_hand(tmp_path) -> None:
 def test_variants_are_settings_that_exist() -> None:
     for name in side_by_side.VARIANTS:
         side_by_side.config_of(name).validate()
-    assert side_by_side.config_of("critic").learner.baseline == "critic"
+    assert side_by_side.config_of("critic").algorithm == PPOCritic()
     assert side_by_side.config_of("without reduced gains").env.candidates == 0
 
 

@@ -25,7 +25,7 @@ from jax import Array
 
 from offload_jax.env.config import EnvConfig
 from offload_jax.env.state import State
-from offload_jax.env.step import reset, step_unsolved
+from offload_jax.env.step import decided, reset
 from offload_jax.plans.outcome import Outcome, evaluate
 from offload_jax.problem import equations
 from offload_jax.problem.instance import Instance
@@ -148,7 +148,9 @@ def play(
         granted = state.assignment > 0
         found = values(params, pool, number, state.time, granted)
         action = jax.random.categorical(key, found / temperature)
-        return step_unsolved(instance, state, action, ENV), (state.time, granted, action)
+        after = decided(instance, state, action, ENV)
+        after = replace(after, load=equations.place(instance, after.assignment).load)
+        return after, (state.time, granted, action)
 
     keys = jax.random.split(key, instance.num_users)
     state, (user, granted, action) = jax.lax.scan(decide, reset(instance, ENV), keys)

@@ -21,12 +21,14 @@ from jax import Array
 from benchmarks.common import Row, provenance
 from benchmarks.learners.per_dqn_cells import Cell, Data, optimum
 from offload_jax.learning import learner as learning
-from offload_jax.policy.policy import Policy, greedy_plan
+from offload_jax.policy.decoding import greedy_plan
+from offload_jax.policy.policy import Policy
 from offload_jax.problem import equations
 from offload_jax.problem.instance import Instance
 from offload_jax.problem.scenario import PaperScenario
 from offload_jax.problem.types import Key
-from offload_jax.runs.config import TrainConfig, load_config
+from offload_jax.runs.config import TrainConfig
+from offload_jax.runs.config_file import load_config
 from offload_jax.runs.train import initial_state
 
 # Updates after which plans are judged.
@@ -121,7 +123,7 @@ def _policies(
     learner, state, seconds = config.to_learner(), initial_state(config), 0.0
     for done in range(config.learner.updates + 1):
         if done in checked:
-            yield done, seconds, Policy(state.params, learner.network, learner.env)
+            yield done, seconds, learner.policy(state.params)
         if done == config.learner.updates:
             return
         begun = time.process_time()

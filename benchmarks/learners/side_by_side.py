@@ -27,14 +27,17 @@ import tyro
 
 from benchmarks.common import ROOT, UsageError, checked_out, provenance, read
 from benchmarks.learners.tables import write_pages
+from offload_jax.commands.settings import configured
 from offload_jax.evaluation import testsets
 from offload_jax.files.disk import replace_file
 from offload_jax.learning import learner as learning
-from offload_jax.learning.config import Learner, LearnerConfig
+from offload_jax.learning.algorithm import Learner
+from offload_jax.learning.config import LearnerConfig
 from offload_jax.learning.learner import LearnerState
-from offload_jax.policy.policy import best_of
+from offload_jax.policy.decoding import best_of
 from offload_jax.problem import equations
-from offload_jax.runs.config import TrainConfig, load_config
+from offload_jax.runs.config import TrainConfig
+from offload_jax.runs.config_file import load_config
 from offload_jax.runs.run_folder import is_run
 from offload_jax.runs.tracking.metrics import read_rows
 from offload_jax.runs.train import load_policy
@@ -47,45 +50,29 @@ SAMPLES, TEMPERATURE = 16, 3.0  # of the plans on the test set, beside the greed
 # Said in full, for what `--config edge` trains with follows from what is found here.
 COMMON = (
     "--env.order", "adaptive", "--env.candidates", "16", "--learner.instances", "32",
-    "--learner.samples", "16", "--learner.entropy", "3e-4", "--learner.objective", "surrogate",
+    "--learner.samples", "16", "--learner.entropy", "3e-4", "--algorithm.kind", "ppo",
 )  # fmt: skip
 _QUIET = ("--tracking.wandb", "off", "--run.eval-instances", "512", "--run.keep", "1")
-_ONE_SHOT = (
-    "--env.order", "sorted", "--env.candidates", "0", "--env.one-shot", "--env.reward", "terminal",
-)  # fmt: skip
 _BLIND = ("--env.candidates", "0", "--network.no-residual", "--network.blind", "reduced-gains")
-_IMITATE = ("--learner.objective", "imitation")
-_OWN = (*_IMITATE, "--learner.labels", "best-sample")
+_OWN = ("--algorithm.kind", "self-labelling")
 # What a variant changes; they are compared within their table (`tables.GROUPS`).
 VARIANTS: Mapping[str, Sequence[str]] = {
     "shared": (),
-    "critic": ("--learner.baseline", "critic"),
-    "preference": ("--learner.objective", "preference"),
+    "critic": ("--algorithm.kind", "ppo-critic"),
+    "preference": ("--algorithm.kind", "preference"),
     "self-labelling": _OWN,
     # A search has more to find from samples that differ.
     "local-search labels": (
-        *_IMITATE, "--learner.labels", "local-search", "--learner.temperature", "3",
+        *_OWN, "--algorithm.labels", "local-search", "--algorithm.temperature", "3",
     ),
-    "shared + layer": ("--learner.layer", "0.1"),
-    "self-labelling + layer": (*_OWN, "--learner.layer", "0.1"),
-    "one-shot": _ONE_SHOT,
-    "one-shot + layer": (*_ONE_SHOT, "--learner.layer", "0.1"),
-    "one-shot, layer alone": (*_ONE_SHOT, "--learner.layer", "1", "--learner.objective", "layer"),
-    # The gains that a policy sees are the layer's gradient at the empty plan: what if it sees none?
-    # (Of the empty plan, gains at levels tell as much as reduced gains.)
-    "one-shot without reduced gains": (*_ONE_SHOT, *_BLIND),
-    "one-shot without reduced gains + layer": (*_ONE_SHOT, *_BLIND, "--learner.layer", "0.1"),
-    "one-shot without gains": (*_ONE_SHOT, *_BLIND, "level-gains"),
-    "one-shot without gains + layer": (
-        *_ONE_SHOT, *_BLIND, "level-gains", "--learner.layer", "0.1",
-    ),
+    "shared + layer": ("--algorithm.kind", "layer", "--algorithm.weight", "0.1"),
     # Without reduced gains nothing says which pairs to look at: all are.
     "without reduced gains": (*_OWN, *_BLIND),
     "without prices": (*_OWN, "--network.blind", "prices"),
     "without pairs": (*_OWN, "--network.blind", "pairs"),
     "without residual": (*_OWN, "--network.no-residual"),
     # Settings of `edge` that were chosen for the first learner, PPO.
-    "samples at temperature 3": (*_OWN, "--learner.temperature", "3"),
+    "samples at temperature 3": (*_OWN, "--algorithm.temperature", "3"),
     "entropy bonus 0.01": (*_OWN, "--learner.entropy", "0.01"),
 }  # fmt: skip
 
@@ -258,8 +245,7 @@ def beside(name: str) -> str:
 
 def config_of(name: str) -> TrainConfig:
     """The settings of a variant."""
-    words = [*COMMON, *VARIANTS[name]]
-    return tyro.cli(TrainConfig, args=words, default=load_config("edge"))
+    return configured([*COMMON, *VARIANTS[name]], load_config("edge"))
 
 
 def seconds_of_updates(names: Sequence[str]) -> dict[str, float]:

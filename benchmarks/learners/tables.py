@@ -16,12 +16,7 @@ Document = dict[str, Any]
 # The questions, and the variants that answer each; the first one is what the others change.
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "learners": ("shared", "critic", "preference", "self-labelling", "local-search labels"),
-    "layer": ("shared", "shared + layer", "self-labelling", "self-labelling + layer"),
-    "one-shot": (
-        "one-shot", "one-shot + layer", "one-shot, layer alone",
-        "one-shot without reduced gains", "one-shot without reduced gains + layer",
-        "one-shot without gains", "one-shot without gains + layer",
-    ),
+    "layer": ("shared", "shared + layer"),
     "sight": (
         "self-labelling", "without reduced gains", "without prices", "without pairs",
         "without residual",

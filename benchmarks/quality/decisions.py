@@ -27,7 +27,7 @@ from offload_jax.evaluation.compare import sample_cells
 from offload_jax.files.disk import replace_file
 from offload_jax.methods import METHODS, apply_method
 from offload_jax.plans.candidates import gains_of
-from offload_jax.policy.policy import greedy_plan
+from offload_jax.policy.decoding import greedy_plan
 from offload_jax.problem.instance import Instance
 from offload_jax.problem.scenario import PRESETS
 from offload_jax.runs import policy_folder

@@ -26,9 +26,9 @@ from offload_jax.evaluation.charts import COLOURS, new_figure, save, styles
 from offload_jax.evaluation.compare import Decider, compare, deciders
 from offload_jax.evaluation.comparison import Row
 from offload_jax.files.checks import CheckpointError, ConfigError, PolicyError
-from offload_jax.learning.learner import sample_instances
+from offload_jax.learning.trajectories import sample_instances
 from offload_jax.problem.scenario import EdgeScenario, MixtureScenario
-from offload_jax.runs.config import load_config
+from offload_jax.runs.config_file import load_config
 from offload_jax.runs.train import load_policy
 
 OUT = ROOT / "benchmarks" / "results" / "generalisation.json"

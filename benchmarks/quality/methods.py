@@ -13,7 +13,7 @@ import numpy as np
 from benchmarks.common import ROOT, Row
 from benchmarks.quality.pymoo_search import pymoo_genetic
 from offload_jax.files import records
-from offload_jax.learning.learner import sample_instances
+from offload_jax.learning.trajectories import sample_instances
 from offload_jax.methods import apply_method, assigner
 from offload_jax.methods.bound import BoundConfig, upper_bound
 from offload_jax.methods.enumeration import count_assignments, enumerate_all

@@ -10,14 +10,17 @@ import jax
 
 from benchmarks import inputs
 from benchmarks.speed.timing import Case, Work
-from offload_jax.env.config import EnvConfig
-from offload_jax.learning.config import Learner, LearnerConfig
-from offload_jax.policy.network import NetworkConfig
-from offload_jax.policy.policy import Policy, best_of
+from offload_jax.env.environment import Snapshot
+from offload_jax.learning.algorithm import Learner
+from offload_jax.learning.algorithms.ppo import PPO
+from offload_jax.learning.config import LearnerConfig
+from offload_jax.policy.decoding import best_of
+from offload_jax.policy.policy import Policy
+from offload_jax.policy.transformer import Transformer
 from offload_jax.problem.instance import Instance
 from offload_jax.problem.scenario import EdgeScenario, PaperScenario, Scenario
 
-ENV, NETWORK = EnvConfig(), NetworkConfig()
+ENV, NETWORK = Snapshot(), Transformer()
 
 
 def cases(quick: bool) -> list[Case]:
@@ -50,7 +53,8 @@ def decode(samples: int, params: Any, instances: Instance, key: jax.Array) -> An
 
 def _prepare(scenario: Scenario, samples: int, batch: int) -> Work:
     # The network works for any number of users and batches, so one scenario's serves all.
-    params = inputs.fresh_state(Learner(PaperScenario(), ENV, NETWORK, LearnerConfig())).params
+    learner = Learner(PaperScenario(), ENV, NETWORK, PPO(), LearnerConfig())
+    params = inputs.fresh_state(learner).params
     arguments = [
         (params, instances, key)
         for instances, key in zip(inputs.batches(scenario, batch), inputs.keys(3), strict=True)

@@ -16,8 +16,9 @@ from benchmarks import inputs
 from benchmarks.speed.timing import Case, Work
 from offload_jax.env.config import EpisodeConfig, Order
 from offload_jax.learning import learner as learning
-from offload_jax.learning.config import Learner
-from offload_jax.runs.config import load_config
+from offload_jax.learning.algorithm import Learner
+from offload_jax.learning.algorithms.ppo import PPO
+from offload_jax.runs.config_file import load_config
 from offload_jax.runs.train import settings_of
 
 
@@ -43,9 +44,10 @@ def _edge(order: Order) -> Learner:
     """PPO with the shipped network on edge at its largest; 16 candidates in adaptive order."""
     config = load_config("edge")
     env = EpisodeConfig(order, candidates=16 if order == "adaptive" else 0)
-    size = replace(config.learner, objective="surrogate", instances=32, samples=16)
+    size = replace(config.learner, instances=32, samples=16)
     network, scenario = settings_of("edge").network, config.scenario.of_size(24)
-    return replace(config, env=env, learner=size, network=network, scenario=scenario).to_learner()
+    config = replace(config, env=env, algorithm=PPO(), learner=size)
+    return replace(config, network=network, scenario=scenario).to_learner()
 
 
 def _prepare(learner: Learner) -> Work:

@@ -30,11 +30,12 @@ from benchmarks.common import ROOT, Row
 from benchmarks.systems.damage import DAMAGES, files_of
 from offload_jax.files.checks import CheckpointError
 from offload_jax.learning.config import LearnerConfig
-from offload_jax.policy.network import NetworkConfig
+from offload_jax.policy.transformer import Transformer
 from offload_jax.problem.scenario import PaperScenario
 from offload_jax.runs import run_folder
 from offload_jax.runs.checkpoint import Checkpoints
-from offload_jax.runs.config import RunConfig, TrainConfig, load_config, to_yaml
+from offload_jax.runs.config import RunConfig, TrainConfig
+from offload_jax.runs.config_file import load_config, to_yaml
 from offload_jax.runs.restore import find, restore
 from offload_jax.runs.tracking.metrics import TrackingConfig, read_rows
 from offload_jax.runs.train import initial_state, load_policy, train
@@ -47,7 +48,7 @@ def tiny(updates: int, seed: int = 0) -> TrainConfig:
     """A training of small updates that saves all the time."""
     return TrainConfig(
         scenario=PaperScenario(num_users=(4,)),
-        network=NetworkConfig(width=16, layers=1, heads=2),
+        network=Transformer(width=16, layers=1, heads=2),
         learner=LearnerConfig(updates=updates, instances=8, samples=4),
         run=RunConfig(log_every=7, eval_every=50, eval_instances=16, save_s=0.2),
         tracking=TrackingConfig(wandb="off"),

@@ -39,7 +39,7 @@ from offload_jax.deploy.runtimes import compiler_options
 from offload_jax.files.checks import SchemaError
 from offload_jax.files.records import InstanceRecord, instance_to_json
 from offload_jax.plans.plan import Decision, to_plans
-from offload_jax.policy.policy import greedy_plan
+from offload_jax.policy.decoding import greedy_plan
 from offload_jax.problem.instance import from_record, stack, taken, to_record
 from offload_jax.runs import policy_folder
 

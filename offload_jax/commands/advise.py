@@ -19,7 +19,7 @@ from offload_jax.files.records import (
     read_plans,
     validate_plan,
 )
-from offload_jax.methods import METHODS, solve
+from offload_jax.methods import method_named, solve
 from offload_jax.plans.advice import (
     BUDGET,
     CAPACITY,
@@ -34,9 +34,9 @@ from offload_jax.plans.advice import (
     ServerAdvice,
     advise,
 )
-from offload_jax.problem.equations import objective_denied
+from offload_jax.plans.outcome import objective_denied
 from offload_jax.problem.instance import Instance, from_record
-from offload_jax.runs.config import nearest
+from offload_jax.splits import NATIVE
 
 METHOD = "reduced-greedy"
 
@@ -90,9 +90,8 @@ def run(words: list[str], prog: str) -> int:
 def _check(parsed: Arguments) -> None:
     if parsed.plans is not None and parsed.method is not None:
         raise ConfigError("plans and method are both given; must be one of them")
-    if parsed.method is not None and parsed.method not in METHODS:
-        near = nearest(parsed.method, list(METHODS))
-        raise ConfigError(f"method is {parsed.method!r}; must be one of {', '.join(METHODS)}{near}")
+    if parsed.method is not None:
+        method_named(parsed.method)
 
 
 def _read(path: Path, index: int, records: Sequence[InstanceRecord]) -> Plan:
@@ -108,7 +107,7 @@ def _read(path: Path, index: int, records: Sequence[InstanceRecord]) -> Plan:
 
 def _warn_of_rules(instance: Instance, plan: Plan, advice: Advice) -> None:
     """A plan that is worth something else here was made for another problem."""
-    objective = float(objective_denied(instance)) + advice.gain
+    objective = float(objective_denied(instance, NATIVE)) + advice.gain
     if abs(objective - plan.objective) > 10 * advice.rounding:
         print(
             f"\nwarning: the plan says that its objective is {_s(plan.objective)} s, here it is "

@@ -22,17 +22,18 @@ from offload_jax.evaluation.crosscheck import Certificate, certify, merged, othe
 from offload_jax.evaluation.reference import baseline_solver
 from offload_jax.files import records
 from offload_jax.files.checks import ConfigError
-from offload_jax.methods import METHODS
+from offload_jax.methods import baseline
 from offload_jax.methods.bound import refuse_bound
 from offload_jax.methods.refine import refuse_refinement
-from offload_jax.plans.outcome import Solver, check_all_local
+from offload_jax.plans.outcome import check_all_local
 from offload_jax.plans.plan import Decision
 from offload_jax.policy.policy import Policy
 from offload_jax.problem.instance import Instance, taken
 from offload_jax.runs import run_folder
-from offload_jax.runs.config import TrainConfig, load_config
+from offload_jax.runs.config import TrainConfig
+from offload_jax.runs.config_file import load_config
 from offload_jax.runs.train import load_policy, settings_of
-from offload_jax.splits import SplitsConfig
+from offload_jax.splits import Solver
 
 
 def run(words: list[str], prog: str) -> int:
@@ -96,7 +97,7 @@ def _compared(
     return comparison, decided
 
 
-def _source(parsed: Arguments, config: TrainConfig, splits: SplitsConfig) -> Source:
+def _source(parsed: Arguments, config: TrainConfig, splits: Solver) -> Source:
     """Where the instances come from."""
     if parsed.testset is not None:
         if splits.rules:
@@ -116,10 +117,10 @@ def _origin(parsed: Arguments) -> str | Path | None:
     return None if parsed.no_policy else parsed.policy or parsed.run or run_folder.newest_run()
 
 
-def _policy(origin: str | Path, parsed: Arguments, splits: SplitsConfig) -> Policy:
+def _policy(origin: str | Path, parsed: Arguments, splits: Solver) -> Policy:
     """The policy to evaluate, with the split layer and the temperature that were asked for."""
     policy = load_policy(origin, warn=warn)
-    policy = replace(policy, env=replace(policy.env, solver=splits))
+    policy = policy.with_solver(splits)
     for refinement in parsed.refine:
         if reason := refuse_refinement(policy, refinement):
             raise ConfigError(f"refine has {refinement!r}, which does not apply: {reason}")
@@ -132,7 +133,7 @@ def _name(parsed: Arguments) -> str:
     return f"eval-{of}" if of else "eval"
 
 
-def _about(parsed: Arguments, policy: Policy | None, splits: SplitsConfig) -> dict[str, Any]:
+def _about(parsed: Arguments, policy: Policy | None, splits: Solver) -> dict[str, Any]:
     """What the numbers are of."""
     return {
         "policy": policy.source if policy else None,
@@ -142,11 +143,11 @@ def _about(parsed: Arguments, policy: Policy | None, splits: SplitsConfig) -> di
         "per_cell": parsed.per_cell,
         "budget_s": parsed.budget_s,
         "seed": parsed.seed,
-        "splits": asdict(splits),
+        "splits": {"solver": splits.name, **asdict(splits.rules)},
     }
 
 
-def _splits(config: TrainConfig, parsed: Arguments) -> SplitsConfig:
+def _splits(config: TrainConfig, parsed: Arguments) -> Solver:
     """The run's split layer, with the solver that was asked for."""
     chosen = config.splits
     if parsed.splits.solver is not None:
@@ -155,11 +156,11 @@ def _splits(config: TrainConfig, parsed: Arguments) -> SplitsConfig:
         chosen.validate()
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    return chosen
+    return chosen.to_solver()
 
 
 def _check_source(
-    source: Source, methods: Mapping[str, Decider], parsed: Arguments, splits: SplitsConfig
+    source: Source, methods: Mapping[str, Decider], parsed: Arguments, splits: Solver
 ) -> None:
     """Refuses what these instances do not allow."""
     solver = baseline_solver(splits)
@@ -192,7 +193,7 @@ def _certified(
     cells: dict[str, Instance],
     decided: dict[tuple[str, str], Decision],
     name: str,
-    splits: SplitsConfig,
+    splits: Solver,
     count: int,
 ) -> list[Certificate]:
     """Certificates of `count` plans of one method, the same number from every cell."""
@@ -220,6 +221,6 @@ def _out_folder(out: Path) -> Path:
 def _strongest(comparison: Comparison, policy: Policy | None) -> str:
     """The method with the smallest gap, among the policy's decodings where there is a policy."""
     cells = comparison.cells()
-    names = [m for m in comparison.methods() if policy is None or m not in METHODS]
+    names = [m for m in comparison.methods() if policy is None or not baseline(m)]
     cell = ALL if ALL in cells else cells[0]
     return min(reversed(names), key=lambda name: comparison.row(name, cell).gap_mean)

@@ -12,7 +12,8 @@ from offload_jax.evaluation.reference import reference_name
 from offload_jax.files.checks import ConfigError
 from offload_jax.methods import METHODS
 from offload_jax.runs import run_folder
-from offload_jax.runs.config import load_config, presets, to_yaml
+from offload_jax.runs.config import presets
+from offload_jax.runs.config_file import load_config, to_yaml
 from offload_jax.runs.restore import find
 from offload_jax.runs.tracking.metrics import read_rows
 
@@ -54,7 +55,7 @@ def _describe_run(folder: Path) -> int:
     print(f"update: {step} of {config.learner.updates}")
     if evaluated:
         best = min(evaluated, key=lambda row: row["gap"])
-        reference = reference_name(config.scenario, config.splits)
+        reference = reference_name(config.scenario, config.splits.to_solver())
         print(f"best gap: {100 * best['gap']:.3f} % at update {best['step']}, to the {reference}")
     if step < config.learner.updates:
         print(f"go on with: python train.py --run {folder}")

@@ -7,10 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from offload_jax.files.checks import ConfigError
-from offload_jax.methods import METHODS, QUICK
+from offload_jax.methods import QUICK, method_named
 from offload_jax.methods.refine import Refinement
 from offload_jax.runs import policy_folder
-from offload_jax.runs.config import nearest
 
 
 @dataclass(frozen=True)
@@ -76,9 +75,7 @@ class Arguments:
 def check(parsed: Arguments) -> None:
     """Raises ConfigError for the first impossible option."""
     for name in parsed.methods:
-        if name not in METHODS:
-            near = nearest(name, list(METHODS))
-            raise ConfigError(f"methods has {name!r}; must be among {', '.join(METHODS)}{near}")
+        method_named(name, "methods")
     if parsed.no_policy and not parsed.methods:
         raise ConfigError("methods is empty; must name at least one method with no-policy")
     if parsed.certified < 1:

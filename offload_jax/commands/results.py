@@ -24,7 +24,7 @@ from offload_jax.files.records import Plan
 from offload_jax.plans.plan import Decision, to_plans
 from offload_jax.problem.instance import taken, users_only
 from offload_jax.problem.types import Key
-from offload_jax.splits import SplitsConfig
+from offload_jax.splits import Solver
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def studied(
     methods: Mapping[str, Decider],
     decided: Mapping[tuple[str, str], Decision],
     strongest: str,
-    splits: SplitsConfig,
+    splits: Solver,
     more: More,
     stages: Stages,
 ) -> report.Study:
@@ -129,7 +129,7 @@ def plans_of(
     source: Source,
     name: str,
     decided: Mapping[tuple[str, str], Decision],
-    splits: SplitsConfig,
+    splits: Solver,
 ) -> list[Plan]:
     """One method's plans in the order of the file."""
     plans: dict[int, Plan] = {}

@@ -14,11 +14,12 @@ from offload_jax.evaluation.comparison import ALL, HARD
 from offload_jax.evaluation.testsets import TestSet
 from offload_jax.files.checks import ConfigError
 from offload_jax.files.records import InstanceRecord, read_instances
+from offload_jax.plans.outcome import objective_denied
 from offload_jax.plans.plan import Decision
-from offload_jax.problem.equations import objective_denied
 from offload_jax.problem.instance import Instance, from_record, stack
 from offload_jax.problem.scenario import Scenario
 from offload_jax.problem.types import Key
+from offload_jax.splits import NATIVE
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,6 @@ def _optima(
     if any(optimum is None for optimum in found):
         return None
     objectives = np.array([optimum.objective for optimum in found if optimum is not None])
-    denied = {name: np.asarray(objective_denied(instances)) for name, instances in cells.items()}
+    denied = {name: np.asarray(objective_denied(cell, NATIVE)) for name, cell in cells.items()}
     gains = {name: objectives[chosen] - denied[name] for name, chosen in groups.items()}
     return Known("optimum in the file", gains)

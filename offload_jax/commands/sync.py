@@ -7,7 +7,7 @@ import math
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,7 +15,7 @@ import tyro
 
 from offload_jax.files.checks import ConfigError, SyncError
 from offload_jax.runs import run_folder
-from offload_jax.runs.config import TrainConfig
+from offload_jax.runs.config import TrainConfig, to_settings
 from offload_jax.runs.restore import aliases_of, best, examine
 from offload_jax.runs.tracking import mirror
 from offload_jax.runs.tracking.courier import Courier
@@ -72,7 +72,9 @@ def _upload(
         entity=parsed.entity or config.tracking.entity,
     )
     messages = list(_messages(parsed, rows, scratch))
-    job = mirror.job_for(tracking, parsed.run, scratch, run_id, asdict(config), only_online=True)
+    job = mirror.job_for(
+        tracking, parsed.run, scratch, run_id, to_settings(config), only_online=True
+    )
     job = replace(job, finish_seconds=parsed.timeout_s)
     end = time.monotonic() + parsed.timeout_s
     print(f"uploading {parsed.run} to W&B, project {tracking.project}, run {run_id}", flush=True)

@@ -26,7 +26,7 @@ from offload_jax.methods.local_search import local_search
 from offload_jax.methods.scip import branch_and_bound, refuse_scip
 from offload_jax.methods.search import run as run_search
 from offload_jax.plans.candidates import gain_of
-from offload_jax.policy.policy import best_of
+from offload_jax.policy.decoding import best_of
 from offload_jax.problem.instance import Instance, taken, toy
 from offload_jax.problem.scenario import PRESETS
 from offload_jax.problem.types import Assignment, Key

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import math
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Generic, TypeVar
 
 import jax
 import numpy as np
@@ -13,11 +15,21 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from offload_jax.commands.settings import (
+    kinds_there_are,
+    peek,
+    peek_all,
+    typed_settings,
+    untyped,
+    with_flags,
+    with_kinds,
+)
 from offload_jax.evaluation.reference import reference_name
 from offload_jax.files.checks import ConfigError
 from offload_jax.learning import learner as learning
 from offload_jax.runs import multihost, run_folder
-from offload_jax.runs.config import TrainConfig, load_config, to_yaml
+from offload_jax.runs.config import TrainConfig
+from offload_jax.runs.config_file import load_config, to_yaml
 from offload_jax.runs.loop import describe_needs, prepare
 from offload_jax.runs.multihost import DistributedConfig
 from offload_jax.runs.population import (
@@ -32,17 +44,17 @@ from offload_jax.runs.population_loop import train_population
 from offload_jax.runs.recorder import Row
 from offload_jax.runs.train import RunResult, check_init_from, check_rules, train
 
-Settings = Annotated[TrainConfig, tyro.conf.arg(name="")]
+S = TypeVar("S")
 
 
 @dataclass(frozen=True)
-class Arguments:
+class Arguments(Generic[S]):
     """Train a policy, or go on with a stopped run.
 
     Every setting of the configuration can be overridden, for example --learner.lr 3e-4 --seed 1.
     """
 
-    settings: tyro.conf.AvoidSubcommands[Settings]
+    settings: Annotated[S, tyro.conf.arg(name="")]
     config: str = "paper"
     """A shipped configuration or a YAML file."""
     run: Path | None = None
@@ -53,20 +65,26 @@ class Arguments:
     """Several processes, on one host or many, each started with this command."""
     population: PopulationConfig = field(default_factory=PopulationConfig)
     """Several runs in one program; --run names the folder of their run directories."""
+    plugins: tuple[str, ...] = ()
+    """Files or modules of your own code that the settings of --run may name."""
 
 
 def run(words: list[str], prog: str) -> int:
     """Trains as the words say; 130 where that was interrupted."""
-    source, folder = _peek(words, "config"), _peek(words, "run")
-    saved = _saved(folder)
+    source, folder = peek(words, "config"), peek(words, "run")
+    saved = _saved(folder, peek_all(words, "plugins"))
     if saved and source is not None:
         raise ConfigError(f"config is {source!r}; must be left out, since run {folder} has its own")
     base = next(iter(saved.values())) if saved else load_config(source or "paper")
-    default = Arguments(settings=base)
-    parsed = tyro.cli(Arguments, args=_with_flags(words, base), prog=prog, default=default)
-    config = parsed.settings
+    chosen, words = with_kinds(base, words)
+    typed = typed_settings(chosen)
+    form: Any = Arguments[type(typed)]  # type: ignore[misc]
+    default, options = Arguments(settings=typed), with_flags(words, chosen)
+    about = f"{inspect.cleandoc(Arguments.__doc__ or '')}\n\n{kinds_there_are()}"
+    parsed = tyro.cli(form, args=options, prog=prog, default=default, description=about)
+    config = untyped(parsed.settings)
     config.validate()
-    members = _members(parsed, saved, base)
+    members = _members(parsed, config, saved, base)
     if parsed.run is not None and not saved:
         run_folder.check_folder(parsed.run, members)
     if saved and not members:
@@ -83,25 +101,27 @@ def run(words: list[str], prog: str) -> int:
         return _train(config, parsed.run)
 
 
-def _saved(folder: str | None) -> Members:
+def _saved(folder: str | None, plugins: Sequence[str]) -> Members:
     """The settings of what a folder holds: one run, by no name, or a population's members."""
     if folder is None:
         return {}
     if is_population(Path(folder)):
-        return read_members(Path(folder))
-    return {"": run_folder.read_config(folder)} if run_folder.is_run(Path(folder)) else {}
+        return read_members(Path(folder), plugins)
+    return {"": run_folder.read_config(folder, plugins)} if run_folder.is_run(Path(folder)) else {}
 
 
-def _members(parsed: Arguments, saved: Members, base: TrainConfig) -> Members:
+def _members(
+    parsed: Arguments[Any], config: TrainConfig, saved: Members, base: TrainConfig
+) -> Members:
     """The members of a population, a new one or one to go on with; none where one run is meant."""
     if not saved:
         asked = parsed.population
-        return {} if asked.is_one() else asked.members(parsed.settings)
+        return {} if asked.is_one() else asked.members(config)
     if not parsed.population.is_one():
         raise ConfigError(
             f"population cannot change within a run; must be left out, as in {parsed.run}"
         )
-    return {} if "" in saved else going_on(saved, base, parsed.settings)
+    return {} if "" in saved else going_on(saved, base, config)
 
 
 def _train(config: TrainConfig, folder: Path | None) -> int:
@@ -117,7 +137,7 @@ def _train(config: TrainConfig, folder: Path | None) -> int:
     return _status(result)
 
 
-def _train_population(members: Members, parsed: Arguments) -> int:
+def _train_population(members: Members, parsed: Arguments[Any]) -> int:
     base = next(iter(members.values()))
     if parsed.dry_run:
         check_alike(members)
@@ -147,31 +167,6 @@ def _status(result: RunResult) -> int:
     return 0 if result.finished else 130
 
 
-def _peek(words: list[str], name: str) -> str | None:
-    """The value of one option (the last, as the parser has it) before the full parse.
-
-    The defaults of the full parse depend on it.
-    """
-    found = None
-    for i, word in enumerate(words):
-        if word == f"--{name}" and i + 1 < len(words):
-            found = words[i + 1]
-        elif word.startswith(f"--{name}="):
-            found = word.split("=", 1)[1]
-    return found
-
-
-def _with_flags(words: list[str], config: TrainConfig) -> list[str]:
-    """W&B gives flags as --network.residual=False; the parser knows --network.no-residual."""
-    records = {part: r for part, r in asdict(config).items() if isinstance(r, dict)}
-    flags = [(part, k) for part, r in records.items() for k, v in r.items() if isinstance(v, bool)]
-    known: dict[str, str] = {}
-    for part, key in flags:
-        known |= {f"--{part}.{key}={yes}": f"--{part}.{key}" for yes in ("True", "true")}
-        known |= {f"--{part}.{key}={no}": f"--{part}.no-{key}" for no in ("False", "false")}
-    return [known.get(word, word) for word in words]
-
-
 def _dry_run(config: TrainConfig, tried: str = "everything") -> int:
     learner = config.to_learner(config.find_devices())
     state = jax.eval_shape(lambda key: learning.init(learner, key), jax.random.key(0))
@@ -192,7 +187,7 @@ def _summarize(result: RunResult, config: TrainConfig) -> None:
     evaluated = [row for row in result.rows if "gap" in row]
     if evaluated:
         best = min(evaluated, key=lambda row: row["gap"])
-        reference = reference_name(config.scenario, config.splits)
+        reference = reference_name(config.scenario, config.splits.to_solver())
         print(f"best gap {100 * best['gap']:.3f} % at update {best['step']}, to the {reference}")
         print(f"learning curve: {result.folder}/learning_curve.png")
     if not result.finished:

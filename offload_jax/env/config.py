@@ -1,13 +1,12 @@
-"""What is static about the environment: the order of decisions, the reward, the solver."""
+"""What is static about the decision process of a snapshot: the order, the reward, the solver."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from offload_jax.files.checks import Checks
-from offload_jax.plans.outcome import Solver
-from offload_jax.splits import SOLVERS, splits_config
+from offload_jax.splits import NATIVE, SOLVERS, Solver, solver_named
 
 Order = Literal["arrival", "sorted", "adaptive"]
 Reward = Literal["dense", "terminal"]
@@ -22,7 +21,6 @@ class EpisodeConfig:
         "dense"  # dense: change of the score at each step; terminal: all of it at the end
     )
     candidates: int = 0  # adaptive: pairs of largest reduced gain that a policy sees; 0: all
-    one_shot: bool = False  # a policy sees the empty plan only: it decides everybody in one pass
 
     def validate(self) -> None:
         """Raises ValueError naming the field and the allowed values."""
@@ -32,18 +30,24 @@ class EpisodeConfig:
         check.not_negative("candidates")
         adaptive = self.order == "adaptive"
         check.require(adaptive or not self.candidates, "candidates", f"0 with order {self.order}")
-        check.require(not (adaptive and self.one_shot), "one_shot", "false with order adaptive")
 
 
 @dataclass(frozen=True)
 class EnvConfig(EpisodeConfig):
     """Static choices of the environment (hashable: a jit argument by value)."""
 
-    solver: Solver = "native"  # of the split layer; a SplitsConfig brings rules of your own
+    if TYPE_CHECKING:
+        solver: Solver = NATIVE  # of the split layer
+    else:
+        solver: Solver | str = NATIVE  # a name becomes the solver
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for the name of no solver."""
+        if isinstance(self.solver, str):
+            Checks(self, "env").one_of("solver", tuple(SOLVERS))
+            object.__setattr__(self, "solver", solver_named(self.solver))
 
     def validate(self) -> None:
         """Raises ValueError naming the field and the allowed values."""
         super().validate()
-        if isinstance(self.solver, str):
-            Checks(self, "env").one_of("solver", SOLVERS)
-        splits_config(self.solver).validate()
+        self.solver.validate()

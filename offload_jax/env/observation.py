@@ -7,15 +7,13 @@ solved again.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from offload_jax.env.config import EnvConfig
 from offload_jax.env.description import local_time
-from offload_jax.env.state import State, action_mask, empty_plan, open_pairs
+from offload_jax.env.state import State, action_mask, open_pairs
 from offload_jax.env.view import View, view_of
 from offload_jax.plans.reduced_gains import move_gains
 from offload_jax.problem import equations
@@ -64,13 +62,7 @@ def observe(
     state: State,
     env: EnvConfig = EnvConfig(),
 ) -> Observation:
-    """Everything about a state that the next decision needs, reduced gains included.
-
-    A one-shot policy sees the empty plan instead, and which actions are legal.
-    """
-    legal = action_mask(instance, state, env)
-    if env.one_shot:
-        state = replace(empty_plan(instance), time=state.time, turn=state.turn)
+    """Everything about a state that the next decision needs, reduced gains included."""
     placed = equations.place(instance, state.assignment)
     gains = move_gains(instance, placed, state.split, state.price)
     gains = jnp.where(instance.mask[:, None], gains, 0)  # padded users show zeros
@@ -85,7 +77,7 @@ def observe(
         pairs=pairs,
         reduced=reduced,
         overall=_state_features(instance, state, placed, undecided),
-        mask=legal,
+        mask=action_mask(instance, state, env),
         chosen=view.chosen,
         adaptive=env.order == "adaptive",
     )

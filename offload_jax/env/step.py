@@ -27,7 +27,6 @@ from offload_jax.problem import equations
 from offload_jax.problem.arrays import one_hot, pick, ranks
 from offload_jax.problem.instance import Instance
 from offload_jax.problem.types import DENY, Status
-from offload_jax.splits import splits_config
 
 
 def reset(instance: Instance, env: EnvConfig = EnvConfig()) -> State:
@@ -40,42 +39,37 @@ def reset(instance: Instance, env: EnvConfig = EnvConfig()) -> State:
 def step(
     instance: Instance, state: State, action: Int[Array, "*batch"], env: EnvConfig = EnvConfig()
 ) -> tuple[State, Float[Array, "*batch"]]:
-    """One decision, one solve.
+    """One decision, one solve: the next state, and the change of the score 0.1 U / N.
 
     An illegal action denies (arrival, sorted) or does nothing (adaptive), and so does a grant for
     which the solver's own constraints leave no splits. Raises ValueError for impossible settings.
     """
-    env.validate()
-    decided = _decided(instance, state, action, env)
-    granted, possible = _assigned(instance, state, decided.assignment, env)
-    if splits_config(env.solver).rules:
-        granted = jax.tree.map(lambda new, old: jnp.where(possible, new, old), granted, state)
-    following = replace(
-        granted, decided=decided.decided, time=decided.time, stopped=decided.stopped
-    )
-    if env.reward == "dense":
-        return following, equations.score(instance, following.gain - state.gain)
-    last = following.time == instance.num_users
-    return following, jnp.where(last, equations.score(instance, following.gain), 0)
+    following = advance(instance, state, action, env)
+    return following, equations.score(instance, reward(instance, state, following, env))
 
 
-def step_unsolved(
+def advance(
     instance: Instance, state: State, action: Int[Array, "*batch"], env: EnvConfig
 ) -> State:
-    """The same decision, but splits, prices and gain stay as they were, until `settle`.
-
-    For who needs only the masks on the way. Not for solvers with constraints, which may refuse.
-    """
-    decided = _decided(instance, state, action, env)
-    return replace(decided, load=equations.place(instance, decided.assignment).load)
-
-
-def settle(instance: Instance, state: State, env: EnvConfig) -> State:
-    """The state with the optimal splits, prices and gain of its assignment."""
-    return _assigned(instance, state, state.assignment, env)[0]
+    """The state after `step`."""
+    env.validate()
+    after = decided(instance, state, action, env)
+    granted, possible = _assigned(instance, state, after.assignment, env)
+    if env.solver.rules:
+        granted = jax.tree.map(lambda new, old: jnp.where(possible, new, old), granted, state)
+    return replace(granted, decided=after.decided, time=after.time, stopped=after.stopped)
 
 
-def _decided(
+def reward(
+    instance: Instance, before: State, after: State, env: EnvConfig
+) -> Float[Array, "*batch"]:
+    """What a step was worth, s: over an episode the sum is the plan's gain U - U_deny."""
+    if env.reward == "dense":
+        return after.gain - before.gain
+    return jnp.where(after.time == instance.num_users, after.gain, 0)
+
+
+def decided(
     instance: Instance, state: State, action: Int[Array, "*batch"], env: EnvConfig
 ) -> State:
     """Who has been decided after an action, and how; load and splits are still those of before."""

@@ -19,16 +19,17 @@ import numpy as np
 
 from offload_jax.evaluation.comparison import ALL, HARD, Comparison, Detail, Row, half_width
 from offload_jax.evaluation.reference import values
-from offload_jax.methods import METHODS, QUICK, Show, apply_method, method_named
+from offload_jax.methods import QUICK, Show, apply_method, baseline, method_named
 from offload_jax.methods.bound import upper_bound
 from offload_jax.methods.refine import Refinement, refine
-from offload_jax.plans.outcome import Solver
 from offload_jax.plans.plan import Decision, sound
-from offload_jax.policy.policy import Policy, timed_best_of
+from offload_jax.policy.decoding import timed_best_of
+from offload_jax.policy.policy import Policy
 from offload_jax.problem import equations
 from offload_jax.problem.instance import Instance, pad_users
 from offload_jax.problem.scenario import Scenario
 from offload_jax.problem.types import Assignment, Key
+from offload_jax.splits import NATIVE, Solver
 
 Decider = Callable[[Instance], Decision]
 # Every cell compiles a sampler of its own, to run it once: optimising it would take 4x as long.
@@ -52,7 +53,7 @@ def deciders(
     samples: Sequence[int],
     key: Key,
     methods: Sequence[str] | None = None,
-    solver: Solver = "native",
+    solver: Solver = NATIVE,
     budget_s: float | None = None,
     show: Show = lambda done, total: None,
     refinements: Sequence[Refinement] = (),
@@ -112,7 +113,7 @@ def compare(
     hard: Sequence[str] = (),
     progress: Callable[[str, str], None] = lambda cell, method: None,
     known: Known | None = None,
-    solver: Solver = "native",
+    solver: Solver = NATIVE,
     keep: dict[tuple[str, str], Decision] | None = None,
     bounds: bool = False,
 ) -> Comparison:
@@ -152,7 +153,7 @@ def compare(
         least = np.min([sound(bound, best, whose) for whose, bound in proven.items()], axis=0)
         left[cell] = np.maximum(least - best, 0) / np.maximum(best, 1e-9)
         found |= {(name, cell): one.against(best) for name, one in here.items()}
-    exact = [name for name in methods if name in METHODS and METHODS[name].optimal]
+    exact = [name for name in methods if (one := baseline(name)) and one.optimal]
     reference = f"optimum ({exact[0]})" if exact else "best of the methods compared"
     return Comparison(
         reference=known.reference if known else reference,
@@ -207,13 +208,14 @@ def _detail(
 
 
 def refusals(
-    cells: dict[str, Instance], methods: Iterable[str], solver: Solver = "native"
+    cells: dict[str, Instance], methods: Iterable[str], solver: Solver = NATIVE
 ) -> dict[str, str]:
     """The methods that do not apply to every cell, and why."""
     reasons = {}
     for name in methods:
         for cell in cells.values():
-            if name in METHODS and (reason := METHODS[name].refuse(cell, solver)):
+            one = baseline(name)
+            if one and (reason := one.refuse(cell, solver)):
                 reasons[name] = reason
     return reasons
 

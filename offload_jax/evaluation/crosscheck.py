@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from offload_jax.plans.outcome import Outcome, Solver, evaluate
+from offload_jax.plans.outcome import Outcome, evaluate
 from offload_jax.problem.instance import Instance
 from offload_jax.problem.types import Assignment, Status
-from offload_jax.splits import SOLVERS, SplitsConfig, splits_config
+from offload_jax.splits import NATIVE, SOLVERS, Rules, Solver
 
 
 @dataclass(frozen=True)
@@ -44,33 +44,33 @@ def merged(parts: Sequence[Certificate]) -> Certificate:
 
 
 def certify(
-    instances: Instance, assignment: Assignment, solver: Solver = "native"
+    instances: Instance, assignment: Assignment, solver: Solver = NATIVE
 ) -> list[Certificate]:
     """Solves the splits of plans (batch last) again with every other installed solver, in float64.
 
     Both sides are given the same numbers in float64, so that nothing but the solvers can differ.
     """
-    config = splits_config(solver)
     with jax.enable_x64(True):
         exact = jax.tree.map(_widened, instances)
         plan = jnp.asarray(np.asarray(assignment))
-        own = _outcome(exact, plan, config)
-        others = other_solvers(config)
+        own = _outcome(exact, plan, solver)
+        others = other_solvers(solver)
         return [_compared(exact, own, _outcome(exact, plan, other), other) for other in others]
 
 
-def other_solvers(config: SplitsConfig) -> list[SplitsConfig]:
-    """The same splits by every other solver that is installed and knows the rules."""
-    able = [replace(config, solver=name) for name in SOLVERS if name != config.solver]
-    return [other for other in able if not _refused(other)]
+def other_solvers(solver: Solver) -> list[Solver]:
+    """The same splits by every other solver that is installed and keeps the rules."""
+    found = (_usable(name, solver.rules) for name in SOLVERS if name != solver.name)
+    return [other for other in found if other is not None]
 
 
-def _refused(config: SplitsConfig) -> bool:
+def _usable(name: str, rules: Rules) -> Solver | None:
     try:
-        config.validate()
+        other = SOLVERS[name](name, rules)
+        other.validate()
     except ValueError:
-        return True
-    return False
+        return None
+    return other
 
 
 _evaluate = jax.jit(evaluate, static_argnames="solver")  # compiled once for all cells
@@ -81,13 +81,11 @@ def _widened(x: jax.Array) -> jax.Array:
     return jnp.asarray(array.astype(np.float64) if array.dtype.kind == "f" else array)
 
 
-def _outcome(instances: Instance, assignment: jax.Array, config: SplitsConfig) -> Outcome:
-    return jax.device_get(_evaluate(instances, assignment, solver=config))
+def _outcome(instances: Instance, assignment: jax.Array, solver: Solver) -> Outcome:
+    return jax.device_get(_evaluate(instances, assignment, solver=solver))
 
 
-def _compared(
-    instances: Instance, own: Outcome, other: Outcome, config: SplitsConfig
-) -> Certificate:
+def _compared(instances: Instance, own: Outcome, other: Outcome, solver: Solver) -> Certificate:
     good = (own.status == Status.SOLVED) & (other.status == Status.SOLVED)
     steps, real = np.asarray(instances.steps), np.asarray(instances.mask)
     scale = np.sum(real * (instances.alpha + steps * instances.local_step), axis=0)
@@ -96,7 +94,7 @@ def _compared(
         return float(np.max(np.where(good, x, 0), initial=0))
 
     return Certificate(
-        solver=config.solver,
+        solver=solver.name,
         plans=len(good),
         solved=int(np.sum(good)),
         split_deviation=worst(np.max(np.abs(own.split - other.split), axis=0) / steps),

@@ -9,15 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from offload_jax.evaluation.compare import Decider
-from offload_jax.methods import METHODS, apply_method
+from offload_jax.methods import apply_method, baseline
 from offload_jax.methods.search import Trace
 from offload_jax.plans.candidates import gains_of
-from offload_jax.plans.outcome import Solver
 from offload_jax.plans.plan import Decision, forget_programs
 from offload_jax.problem import equations
 from offload_jax.problem.instance import Instance, taken
 from offload_jax.problem.scenario import Scenario
 from offload_jax.problem.types import Key
+from offload_jax.splits import NATIVE, Solver
 
 Progress = Callable[[str], None]
 
@@ -28,7 +28,7 @@ def anytime(
     budget_s: float,
     key: Key,
     known: np.ndarray | None = None,
-    solver: Solver = "native",
+    solver: Solver = NATIVE,
     progress: Progress = lambda what: None,
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Of every method that has decided: seconds for each instance, and the mean gap by then.
@@ -40,7 +40,8 @@ def anytime(
     traces: dict[str, Trace] = {}
     for name, decision in decided.items():
         progress(f"gap against time: {name}")
-        if name in METHODS and METHODS[name].search is not None:
+        one = baseline(name)
+        if one and one.search is not None:
             traces[name] = Trace()
             apply_method(name, instances, solver, budget_s, key, trace=traces[name])
         else:
@@ -69,7 +70,7 @@ def scaling(
     deciders: Mapping[str, Decider],
     sizes: Sequence[int],
     key: Key,
-    solver: Solver = "native",
+    solver: Solver = NATIVE,
     progress: Progress = lambda what: None,
 ) -> list[tuple[str, int, float]]:
     """(method, N, seconds per plan) for instances of exactly N users, compiling excluded.
@@ -82,9 +83,10 @@ def scaling(
         instances = jax.jit(jax.vmap(scenario.of_size(size).sample, out_axes=-1))(keys)
         few = taken(instances, slice(_ONE_BY_ONE))
         for name, decide in deciders.items():
-            slow = name in METHODS and METHODS[name].prove is not None
+            one = baseline(name)
+            slow = one is not None and one.prove is not None
             chosen = few if slow else instances
-            if name in METHODS and METHODS[name].refuse(chosen, solver):
+            if one and one.refuse(chosen, solver):
                 continue
             progress(f"time against users, N = {size}: {name}")
             forget_programs()  # none is met again

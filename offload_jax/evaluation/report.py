@@ -11,10 +11,10 @@ from offload_jax.evaluation import charts, timeline
 from offload_jax.evaluation.comparison import ALL, HARD, Comparison, Row
 from offload_jax.evaluation.page import Section, Table, page
 from offload_jax.files.records import Plan
-from offload_jax.methods import METHODS
-from offload_jax.plans.outcome import Solver
+from offload_jax.methods import baseline
 from offload_jax.plans.plan import PROVEN
 from offload_jax.problem.instance import Instance
+from offload_jax.splits import NATIVE, Solver
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Study:
     traces: Mapping[str, charts.Trace] = field(default_factory=dict)
     scaling: Sequence[tuple[str, int, float]] = ()  # method, N, seconds per plan
     plan: tuple[Instance, Plan] | None = None  # without padding
-    solver: Solver = "native"  # of the plan's split points
+    solver: Solver = NATIVE  # of the plan's split points
 
 
 def table(comparison: Comparison) -> Table:
@@ -99,7 +99,7 @@ def html(study: Study) -> str:
             "more of its budget is worth, in seconds for each GPU-second."
         )
         sections.append(Section("One plan", (text,), svg=charts.svg(drawn, "plan")))
-    methods = [[n, METHODS[n].about] for n in comparison.methods() if n in METHODS]
+    methods = [[n, one.about] for n in comparison.methods() if (one := baseline(n))]
     sections.append(
         Section("What the methods are", table=Table(["method", "what it does"], methods))
     )

@@ -27,10 +27,11 @@ from jax.typing import ArrayLike
 from offload_jax.files.checks import TestSetError
 from offload_jax.files.disk import PACKAGE, replace_file
 from offload_jax.plans.candidates import feasible_gain
+from offload_jax.plans.outcome import objective_denied
 from offload_jax.plans.plan import PROVEN, sound
-from offload_jax.problem.equations import objective_denied
 from offload_jax.problem.instance import Instance
 from offload_jax.problem.scenario import Scenario, from_settings
+from offload_jax.splits import NATIVE
 
 FORMAT, VERSION = "offload-jax/testset", 1
 FOLDER = PACKAGE / "assets" / "testsets"  # looked up at every call
@@ -173,12 +174,12 @@ def values_of(testset: TestSet, assignment: ArrayLike) -> np.ndarray:
 
 
 _values = jax.jit(feasible_gain)
-_objective_denied = jax.jit(objective_denied)
+_objective_denied = jax.jit(objective_denied, static_argnums=1)
 
 
 def _denied(instances: Instance) -> np.ndarray:
     with jax.enable_x64(True):
-        return np.asarray(_objective_denied(instances))
+        return np.asarray(_objective_denied(instances, NATIVE))
 
 
 # ---- files

@@ -11,9 +11,10 @@ import numpy as np
 
 from offload_jax.evaluation.charts import INK, new_figure
 from offload_jax.files.records import Plan
-from offload_jax.plans.outcome import Solver, evaluate
+from offload_jax.plans.outcome import evaluate
 from offload_jax.problem import equations
 from offload_jax.problem.instance import Instance
+from offload_jax.splits import NATIVE, Solver
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,9 +41,7 @@ class _Row:
     height: float = 1.0  # in rows; the rows of many denied users are lower
 
 
-def plan_figure(
-    instance: Instance, plan: Plan, solver: Solver = "native", title: str = ""
-) -> Figure:
+def plan_figure(instance: Instance, plan: Plan, solver: Solver = NATIVE, title: str = "") -> Figure:
     """One plan as a timeline: servers, their batches, and who runs where, when, for how many steps.
 
     `instance` is the plan's, without padding; servers count from 0 and batches from 1, as in files.

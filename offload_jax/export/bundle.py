@@ -19,6 +19,7 @@ from jax import export
 from offload_jax.deploy import ENTRIES, Bundle, ports
 from offload_jax.deploy.bundle import FORMAT, VERSION, open_bundle, zip_bundle
 from offload_jax.deploy.decide import ANSWER_HEADER
+from offload_jax.env.config import EnvConfig
 from offload_jax.export.artifacts import (
     IREE_BATCHES,
     PLATFORMS,
@@ -42,7 +43,7 @@ from offload_jax.files.records import (
 from offload_jax.policy.policy import Policy
 from offload_jax.problem.instance import taken, to_record
 from offload_jax.runs.config import TrainConfig
-from offload_jax.splits import splits_config
+from offload_jax.splits import NATIVE
 
 SAMPLED = 16_384  # instances that the trained ranges are taken from
 MARGIN = 0.05  # added to both ends of a range, as a share of it
@@ -122,10 +123,9 @@ def _check(policy: Policy, out: Path) -> None:
     archive = out.with_name(f"{out.name}.zip")
     if archive.exists():
         raise ConfigError(f"out is {str(out)!r}, but {archive} exists; move it or choose another")
-    solver = splits_config(policy.env.solver)
-    if solver.solver != "native" or solver.rules:
+    if policy.env.solver != NATIVE:
         raise ConfigError(
-            f"the policy's splits.solver is {solver.solver}; must be native and without "
+            f"the policy's splits.solver is {policy.env.solver.name}; must be native and without "
             "constraints or terms: cvxpylayers calls back into Python, which no export can hold"
         )
 
@@ -194,6 +194,16 @@ def _vectors(
     ]
 
 
+def order_of(policy: Policy) -> str:
+    """In which its users are decided. Raises ConfigError where it is for no snapshots."""
+    if not isinstance(policy.env, EnvConfig):
+        raise ConfigError(
+            f"the policy's environment is {type(policy.env).__name__}; must be snapshot: a bundle "
+            "decides snapshots"
+        )
+    return policy.env.order
+
+
 def _about(
     name: str,
     policy: Policy,
@@ -208,7 +218,7 @@ def _about(
         "format": FORMAT,
         "version": VERSION,
         "name": name,
-        "policy": {**about, "order": policy.env.order, "temperature": float(policy.temperature)},
+        "policy": {**about, "order": order_of(policy), "temperature": float(policy.temperature)},
         "sizes": {
             "users": list(wanted.sizes),
             "batches": sizes["M"],

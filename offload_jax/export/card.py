@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from offload_jax.runs.config import TrainConfig, to_yaml
+from offload_jax.runs.config import TrainConfig
+from offload_jax.runs.config_file import to_yaml
 
 
 def about_run(folder: Path, source: str) -> dict[str, object]:

@@ -17,7 +17,9 @@ from jaxtyping import Array
 from offload_jax.deploy import ports
 from offload_jax.methods.heuristics import RECHECKED, reduced_greedy
 from offload_jax.plans.plan import execute
-from offload_jax.policy.policy import Policy, best_plan, draw_plans, greedy_plan
+from offload_jax.policy.decoding import best_plan, draw_plans, greedy_plan
+from offload_jax.policy.policy import Policy
+from offload_jax.policy.rollout import begin
 from offload_jax.problem import equations
 from offload_jax.problem.instance import Instance, neutral_padding
 from offload_jax.problem.types import Assignment
@@ -42,8 +44,7 @@ def programs(policy: Policy) -> dict[str, Callable[..., tuple[Array, ...]]]:
 
     def best(*arrays: Array) -> tuple[Array, ...]:
         instances, draws = to_instance(arrays[:-1]), jnp.moveaxis(arrays[-1], 1, 0)
-        encoding, samples = policy.encode(instances), draws.shape[-1]
-        plans, gains = draw_plans(policy, instances, samples, draws, encoding)
+        plans, gains = draw_plans(policy, begin(policy, instances, draws.shape[-1]), draws)
         return _outputs(instances, best_plan(plans, gains)[0])
 
     def fallback(*arrays: Array) -> tuple[Array, ...]:

@@ -14,12 +14,12 @@ from flax import struct
 from jax.lax import stop_gradient
 from jaxtyping import Array, Float, Int
 
-from offload_jax.plans.outcome import Solver
+from offload_jax.plans.outcome import objective_denied
 from offload_jax.plans.reduced_gains import pair_problem
 from offload_jax.problem import equations
 from offload_jax.problem.instance import Instance
 from offload_jax.problem.types import Scalar
-from offload_jax.splits import SplitProblem, splits_config
+from offload_jax.splits import NATIVE, Solver, SplitProblem
 
 
 @struct.dataclass
@@ -39,7 +39,7 @@ class SoftOutcome:
 def soft_evaluate(
     instance: Instance,
     probabilities: Float[Array, "users choices *batch"],
-    solver: Solver = "native",
+    solver: Solver = NATIVE,
 ) -> SoftOutcome:
     """V(p) for probabilities over {deny, 1..M}; rows of padded users count as denied.
 
@@ -47,8 +47,7 @@ def soft_evaluate(
     Lagrangian with splits and prices held. Raises ValueError for a wrong shape, and for a solver
     with rules of its own, which speak of one split per user.
     """
-    config = splits_config(solver)
-    if config.rules:
+    if solver.rules:
         raise ValueError("solver has constraints or terms; must have none for soft assignments")
     users, batches = instance.num_users, instance.num_batches
     wanted = (users, batches + 1, *instance.alpha.shape[1:])
@@ -56,7 +55,7 @@ def soft_evaluate(
         raise ValueError(f"probabilities has shape {probabilities.shape}; must be {wanted}")
     granted = jnp.where(instance.mask[:, None], probabilities[:, 1:], 0)
     problem = soft_problem(instance, granted)
-    solution = config.solve(problem)
+    solution = solver.solve(problem)
     shape = granted.shape
     split = _at_bounds(problem, stop_gradient(solution.split)).reshape(shape)
     price = stop_gradient(jnp.where(jnp.isfinite(instance.budget), solution.price, 0))
@@ -66,7 +65,7 @@ def soft_evaluate(
     lagrangian = gain + jnp.sum(price * (slack - stop_gradient(slack)), axis=0)
     load = jnp.sum(granted * instance.demand[:, None], axis=0)
     return SoftOutcome(
-        value=equations.objective_denied(instance) + lagrangian,
+        value=objective_denied(instance, solver) + lagrangian,
         gain=lagrangian,
         split=split,
         price=solution.price,
@@ -104,20 +103,12 @@ def _expected_gain(
     split: Float[Array, "users batches *batch"],
 ) -> Scalar:
     """E[U] - U_deny for fixed splits: each pair's gain if it comes about, times its chance."""
-    loss = equations.accuracy_loss(
-        instance.steps,
-        split,
-        instance.accuracy_local[:, None],
-        instance.accuracy_floor,
-        instance.accuracy_slope,
-        instance.accuracy_centre,
-    )
-    saved = (instance.steps - split) * _saving(instance, granted)
     count = _others(jnp.sum(granted, axis=1)) + 1
     air = equations.transfer_time(
         instance.payload, instance.spectral_efficiency, instance.bandwidth, count
     )
-    gains = saved - instance.alpha[:, None] * loss - air[:, None]
+    saving = _saving(instance, granted)
+    gains = equations.user_gain(equations.pair_curve(instance), split, saving, air[:, None])
     return jnp.sum(granted * jnp.where(instance.mask[:, None], gains, 0), axis=(0, 1))
 
 

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from offload_jax.files.plugins import find
 from offload_jax.files.records import Plan
 from offload_jax.methods.annealing import annealing
 from offload_jax.methods.bound import refuse_bound, upper_bound
@@ -24,10 +25,11 @@ from offload_jax.methods.scip import branch_and_bound, refuse_scip
 from offload_jax.methods.search import Search, Trace, run
 from offload_jax.methods.tabu import tabu
 from offload_jax.plans.candidates import gains_of
-from offload_jax.plans.outcome import Solver, check_all_local
+from offload_jax.plans.outcome import check_all_local
 from offload_jax.plans.plan import Decision, add_batch, timed, to_plans
 from offload_jax.problem.instance import Instance, taken
 from offload_jax.problem.types import Assignment, Key
+from offload_jax.splits import NATIVE, Solver, solver_named
 
 __all__ = [
     "METHODS",
@@ -36,6 +38,7 @@ __all__ = [
     "Show",
     "apply_method",
     "assigner",
+    "baseline",
     "method_named",
     "solve",
 ]
@@ -44,7 +47,7 @@ Show = Callable[[int, int], None]  # called with the work done and the work ther
 SCIP_SECONDS = 60.0  # of one instance, where no time is given
 
 
-def _no_refusal(instance: Instance, solver: Solver = "native") -> str | None:
+def _no_refusal(instance: Instance, solver: Solver = NATIVE) -> str | None:
     del instance, solver
     return None
 
@@ -101,17 +104,18 @@ METHODS: dict[str, Method] = {
 QUICK = ("deny", "grant", "myopic", "greedy", "reduced-greedy", "local-search", "top-b")
 
 
-def method_named(name: str) -> Method:
-    """The method of that name; a ValueError lists the names there are."""
-    if name not in METHODS:
-        raise ValueError(f"method is {name!r}; must be one of {', '.join(METHODS)}")
-    return METHODS[name]
+def method_named(name: str, where: str = "method") -> Method:
+    """The method of that name, or the user's own as `file.py:Name`, which the caller has chosen.
+
+    Raises ConfigError (a ValueError) for others; `where` names the setting.
+    """
+    return find(name, METHODS, where, plugins=None)
 
 
 def apply_method(
     name: str,
     instances: Instance,
-    solver: Solver = "native",
+    solver: Solver = NATIVE,
     budget_s: float | None = None,
     key: Key | None = None,
     show: Show = lambda done, total: None,
@@ -143,10 +147,15 @@ def apply_method(
     return Decision(decision.assignment, decision.seconds, bound)
 
 
+def baseline(name: str) -> Method | None:
+    """The method of that name; None where the name is something else's, as a policy's decoding."""
+    return method_named(name) if name in METHODS or ":" in name else None
+
+
 @cache
 def assigner(name: str) -> Callable[..., Assignment]:
     """The jitted rule of that name: (instances, solver=...) -> assignment, batch last."""
-    assign = METHODS[name].assign
+    assign = method_named(name).assign
     assert assign is not None
     return jax.jit(assign, static_argnames="solver")
 
@@ -173,7 +182,7 @@ def solve(
     instance: Instance,
     method: str,
     budget_s: float | None = None,
-    solver: Solver = "native",
+    solver: str | Solver = "native",
     certify: bool = False,
     show: Show = lambda done, total: None,
 ) -> Plan:
@@ -187,7 +196,7 @@ def solve(
     Raises ValueError for an unknown method, a budget that is not positive, or an instance that the
     method does not apply to.
     """
-    chosen = method_named(method)
+    chosen, solver = method_named(method), solver_named(solver)
     if instance.alpha.ndim != 1:
         raise ValueError(
             f"instance has users of shape {instance.alpha.shape}; must be one instance"

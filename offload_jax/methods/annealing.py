@@ -12,9 +12,9 @@ from jaxtyping import Array, Float, Int
 from offload_jax.methods.heuristics import reduced_greedy
 from offload_jax.methods.search import Found, Search, found_at, someone, start_from
 from offload_jax.plans.candidates import exchanged, feasible_gain
-from offload_jax.plans.outcome import Solver
 from offload_jax.problem.instance import Instance
 from offload_jax.problem.types import Key
+from offload_jax.splits import Solver
 
 
 @dataclass(frozen=True)

@@ -33,11 +33,10 @@ from flax import struct
 from jaxtyping import Array, Float
 
 from offload_jax.methods.relaxation import RANGES, Layout, Relaxation, relaxed
-from offload_jax.plans.outcome import Solver
 from offload_jax.problem import equations
 from offload_jax.problem.instance import Instance, taken
 from offload_jax.problem.types import Assignment
-from offload_jax.splits import best_reply, splits_config
+from offload_jax.splits import Solver, best_reply
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ _AT_ONCE = 2**22  # numbers of one array; instances beyond that come later
 
 def refuse_bound(solver: Solver) -> str | None:
     """Why there is no bound, or None where there is one."""
-    if splits_config(solver).rules:
+    if solver.rules:
         return "the bound is that of the plain problem; constraints and terms couple the users"
     return None
 
@@ -222,6 +221,5 @@ def _replies(relaxation: Relaxation, second: Array) -> Array:
     shape = (*relaxation.possible.shape[:4], *second.shape[2:])
     price = jnp.broadcast_to(second[None, :, None], shape)
     split = jax.lax.stop_gradient(best_reply(problem, price))  # the envelope theorem
-    loss = equations.accuracy_loss(problem.steps, split, *relaxation.accuracy)
-    saved = (problem.steps - split) * (problem.saving - price * problem.rate)
-    return saved - relaxation.alpha * loss
+    saving = problem.saving - price * problem.rate
+    return equations.user_gain(relaxation.curve, split, saving, jnp.zeros(()))

@@ -11,9 +11,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from offload_jax.plans.candidates import candidate_gains
-from offload_jax.plans.outcome import Solver
 from offload_jax.problem.instance import Instance
 from offload_jax.problem.types import Assignment
+from offload_jax.splits import NATIVE, Solver
 
 MOST = 2**23  # assignments of one instance; at about a million a second
 _BLOCK = 2**16  # of one call, between two looks at the progress bar
@@ -25,7 +25,7 @@ def count_assignments(instance: Instance) -> int:
     return int((instance.num_batches + 1) ** users)
 
 
-def refuse_enumeration(instance: Instance, solver: Solver = "native") -> str | None:
+def refuse_enumeration(instance: Instance, solver: Solver = NATIVE) -> str | None:
     """Why enumeration does not apply to this (concrete) instance, or None where it does."""
     del solver
     if count_assignments(instance) <= MOST:
@@ -39,7 +39,7 @@ def refuse_enumeration(instance: Instance, solver: Solver = "native") -> str | N
 
 def enumerate_all(
     instance: Instance,
-    solver: Solver = "native",
+    solver: Solver = NATIVE,
     show: Callable[[int, int], None] = lambda done, total: None,
 ) -> Assignment:
     """The best of all assignments of one instance (no batch axis), capacities kept.

@@ -6,16 +6,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from offload_jax.plans.outcome import Solver
 from offload_jax.plans.reduced_gains import reply_gains
 from offload_jax.problem import equations
 from offload_jax.problem.instance import Instance
-from offload_jax.splits import splits_config
+from offload_jax.splits import NATIVE, Solver
 
 
-def refuse_top_b(instance: Instance, solver: Solver = "native") -> str | None:
+def refuse_top_b(instance: Instance, solver: Solver = NATIVE) -> str | None:
     """Why the top-b oracle does not apply to this (concrete) instance, or None where it does."""
-    if splits_config(solver).rules:
+    if solver.rules:
         return "top-b needs the plain problem; constraints and terms of one's own couple the users"
     if instance.num_batches != 1:
         return f"top-b needs exactly one batch; the instance has {instance.num_batches}"
@@ -26,7 +25,7 @@ def refuse_top_b(instance: Instance, solver: Solver = "native") -> str | None:
     return None
 
 
-def top_b(instance: Instance, solver: Solver = "native") -> Int[Array, "users *batch"]:
+def top_b(instance: Instance, solver: Solver = NATIVE) -> Int[Array, "users *batch"]:
     """The optimal assignment of one batch, unit demands and no budget (arXiv 2411.15781, any N).
 
     Given the number b of granted users, step time and air time are fixed and users are independent:

@@ -12,10 +12,10 @@ from jaxtyping import Array, Float, Int
 from offload_jax.methods.heuristics import reduced_greedy
 from offload_jax.methods.search import Found, Search, found_at, repaired, shaken, someone
 from offload_jax.plans.candidates import candidate_gains, exchanged, repeated
-from offload_jax.plans.outcome import Solver
 from offload_jax.problem.arrays import one_hot
 from offload_jax.problem.instance import Instance
 from offload_jax.problem.types import Assignment, Key
+from offload_jax.splits import Solver
 
 
 @dataclass(frozen=True)

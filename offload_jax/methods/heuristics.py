@@ -11,26 +11,26 @@ from jaxtyping import Array
 from offload_jax.env.config import EnvConfig
 from offload_jax.env.step import reset
 from offload_jax.plans.candidates import candidate_gains, exact_gains, gain_of, moved
-from offload_jax.plans.outcome import Solver, fits, gain, solve_placed
+from offload_jax.plans.outcome import fits, gain, solve_placed
 from offload_jax.plans.reduced_gains import reduced_gains
 from offload_jax.problem import equations
 from offload_jax.problem.arrays import one_hot
 from offload_jax.problem.instance import Instance
 from offload_jax.problem.types import Assignment
-from offload_jax.splits import splits_config
+from offload_jax.splits import NATIVE, Solver
 
 # Pairs that reduced-greedy re-checks exactly at each step. On 30 edge instances (N = 20, M = 6)
 # the best of 8 reached 100.0 % of exact greedy's gain (worst 99.9 %), of 3 99.8 %, of 1 98.7 %.
 RECHECKED = 8
 
 
-def deny(instance: Instance, solver: Solver = "native") -> Assignment:
+def deny(instance: Instance, solver: Solver = NATIVE) -> Assignment:
     """Everybody runs locally."""
     del solver
     return jnp.zeros_like(instance.alpha, jnp.int32)
 
 
-def grant(instance: Instance, solver: Solver = "native") -> Assignment:
+def grant(instance: Instance, solver: Solver = NATIVE) -> Assignment:
     """Everybody is granted, in order of arrival, in the batch with the most room, while it fits.
 
     Nobody is whose grant the solver's own constraints leave no splits for.
@@ -42,7 +42,7 @@ def grant(instance: Instance, solver: Solver = "native") -> Assignment:
         left = jnp.where(fits(instance, load + demand), instance.capacity - load, -jnp.inf)
         room = jnp.max(left, axis=0) >= 0
         granted = jnp.where(current & room, jnp.argmax(left, axis=0) + 1, assignment)
-        if splits_config(solver).constraints:
+        if solver.rules.constraints:
             possible = gain_of(instance, granted, solver) > -jnp.inf
             granted = jnp.where(possible, granted, assignment)
         return granted
@@ -50,7 +50,7 @@ def grant(instance: Instance, solver: Solver = "native") -> Assignment:
     return _in_arrival_order(instance, one)
 
 
-def myopic(instance: Instance, solver: Solver = "native") -> Assignment:
+def myopic(instance: Instance, solver: Solver = NATIVE) -> Assignment:
     """Each user, in order of arrival, gets what is best now; nobody waits for a better one."""
 
     def one(assignment: Assignment, current: Array) -> Assignment:
@@ -65,7 +65,7 @@ def myopic(instance: Instance, solver: Solver = "native") -> Assignment:
     return _in_arrival_order(instance, one)
 
 
-def greedy(instance: Instance, solver: Solver = "native") -> Assignment:
+def greedy(instance: Instance, solver: Solver = NATIVE) -> Assignment:
     """Grants the pair with the largest exact gain, again and again, while one gains."""
     users, batches = instance.num_users, instance.num_batches
 
@@ -79,7 +79,7 @@ def greedy(instance: Instance, solver: Solver = "native") -> Assignment:
     return _while_any_gains(instance, one)
 
 
-def reduced_greedy(instance: Instance, solver: Solver = "native") -> Assignment:
+def reduced_greedy(instance: Instance, solver: Solver = NATIVE) -> Assignment:
     """As `greedy`, but only the pairs with the largest reduced gains are solved exactly.
 
     Reduced gains know nothing of the solver's own rules; the exact ones do.

@@ -13,9 +13,9 @@ from jaxtyping import Array, Bool, Float, Int
 from offload_jax.methods.heuristics import reduced_greedy
 from offload_jax.methods.moves import Moves, top
 from offload_jax.methods.search import Found, Search, found_at, shaken, start_from
-from offload_jax.plans.outcome import Solver
 from offload_jax.problem.instance import Instance
 from offload_jax.problem.types import Assignment, Key
+from offload_jax.splits import NATIVE, Solver
 
 # Share of the users that a restart moves at random.
 SHAKEN = 0.3
@@ -55,7 +55,7 @@ def local_search(shake: float = SHAKEN, first_shake: float = 0.0) -> Search:
 
 
 def descend(
-    instance: Instance, assignment: Assignment, solver: Solver = "native"
+    instance: Instance, assignment: Assignment, solver: Solver = NATIVE
 ) -> tuple[Assignment, Float[Array, "*batch"]]:
     """A plan after one round of local search from an assignment, and its gain (s).
 

@@ -11,13 +11,13 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from offload_jax.plans.candidates import candidate_gains, exchanged, moved
-from offload_jax.plans.outcome import Solver, solve_placed
+from offload_jax.plans.outcome import solve_placed
 from offload_jax.plans.reduced_gains import move_gains
 from offload_jax.problem import equations
 from offload_jax.problem.arrays import one_hot, pick, pick_column
 from offload_jax.problem.equations import Placement
 from offload_jax.problem.instance import Instance
-from offload_jax.splits import Solution
+from offload_jax.splits import Solution, Solver
 
 # Neighbours of each kind that are solved exactly at a step (benchmarks/quality/methods.py tells
 # what that misses).

@@ -14,17 +14,19 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from offload_jax.env.step import release, reset
+from offload_jax.env.config import EnvConfig
+from offload_jax.env.step import release
 from offload_jax.methods.local_search import descend
 from offload_jax.methods.search import Found, Search, Trace, found_at, one_round, run
 from offload_jax.methods.tabu import Memory, tabu, tabu_from
-from offload_jax.plans.outcome import Solver
 from offload_jax.plans.plan import Decision, timed
-from offload_jax.policy.policy import Policy, best_plan, draw_plans
-from offload_jax.policy.rollout import repeat
+from offload_jax.policy.decoding import best_plan, draw_plans
+from offload_jax.policy.policy import Policy
+from offload_jax.policy.rollout import begin, repeat
 from offload_jax.problem.arrays import ranks
 from offload_jax.problem.instance import Instance
 from offload_jax.problem.types import Assignment, Key
+from offload_jax.splits import Solver
 
 Refinement = Literal["orders", "local-search", "tabu", "re-deciding"]
 STARTS = 8  # different plans of each instance that local search starts from
@@ -61,8 +63,11 @@ def refine(
 
 def refuse_refinement(policy: Policy, refinement: Refinement) -> str | None:
     """Why a refinement does not apply to a policy; None where it does."""
-    if refinement == "orders" and policy.env.order != "arrival":
-        return f"the policy's order is {policy.env.order}, which the instance alone decides"
+    env = policy.env
+    if not isinstance(env, EnvConfig):
+        return f"it is for snapshots, and the policy's environment is {type(env).__name__}"
+    if refinement == "orders" and env.order != "arrival":
+        return f"the policy's order is {env.order}, which the instance alone decides"
     return None
 
 
@@ -79,11 +84,11 @@ def best_of_orders(
     as the network is equivariant.
     """
     draw, key = jax.random.split(key)
-    repeated = repeat(instances, samples)
-    start = reset(repeated, policy.env)
+    episodes = begin(policy, instances, samples)
+    start = episodes.state
     first = jnp.arange(start.turn.shape[-1]) % samples == 0
-    start = replace(start, turn=jnp.where(first, start.turn, _random_turns(repeated, draw)))
-    return best_plan(*draw_plans(policy, instances, samples, key, policy.encode(instances), start))
+    turn = jnp.where(first, start.turn, _random_turns(episodes.instances, draw))
+    return best_plan(*draw_plans(policy, replace(episodes, state=replace(start, turn=turn)), key))
 
 
 def _random_turns(instances: Instance, key: Key) -> Int[Array, "users *batch"]:
@@ -100,7 +105,7 @@ def polished(
     policy: Policy, instances: Instance, samples: int, key: Key
 ) -> tuple[Assignment, Float[Array, "*batch"]]:
     """A round of local search from the best `STARTS` different ones of `samples` plans."""
-    drawn = draw_plans(policy, instances, samples, key, policy.encode(instances))
+    drawn = draw_plans(policy, begin(policy, instances, samples), key)
     starts, users = min(STARTS, samples), instances.num_users
     plans = _best_different(*drawn, starts).reshape(users, -1)
     plans, gains = descend(repeat(instances, starts), plans, policy.env.solver)
@@ -136,7 +141,7 @@ def tabu_search(policy: Policy, samples: int) -> Search:
 
     def start(instance: Instance, key: Key, solver: Solver) -> Found:
         first, key = jax.random.split(key)
-        drawn = draw_plans(policy, instance, samples, first, policy.encode(instance))
+        drawn = draw_plans(policy, begin(policy, instance, samples), first)
         plans = _best_different(*drawn, starts).reshape(instance.num_users, -1)
         inner = tabu_from(repeat(instance, starts), plans, key, solver)
         return found_at(*best(inner, instance), key, memory=inner)
@@ -160,24 +165,23 @@ def redeciding(policy: Policy, samples: int) -> Search:
     those while all others stay, and keeps the best plan. It has had its say after `ROUNDS`.
     """
 
-    def of(solver: Solver) -> Policy:
-        return replace(policy, env=replace(policy.env, solver=solver))
-
     def start(instance: Instance, key: Key, solver: Solver) -> Found:
         first, key = jax.random.split(key)
-        encoding = policy.encode(instance)
-        plan, gain = best_plan(*draw_plans(of(solver), instance, samples, first, encoding))
-        return found_at(plan, gain, key, memory=encoding)
+        episodes = begin(policy.with_solver(solver), instance, samples)
+        plan, gain = best_plan(*draw_plans(policy.with_solver(solver), episodes, first))
+        return found_at(plan, gain, key, memory=episodes.encoding)
 
     def advance(instance: Instance, found: Found, solver: Solver) -> Found:
         key, which, draw = jax.random.split(found.key, 3)
-        repeated, steps = repeat(instance, samples), min(RELEASED, instance.num_users)
+        episodes = begin(policy.with_solver(solver), instance, samples, found.memory)
         plans = jnp.repeat(found.best, samples, axis=-1)
-        free = _random_turns(repeated, which) < RELEASED
-        begun = release(repeated, plans, free, of(solver).env)
-        plan, gain = best_plan(
-            *draw_plans(of(solver), instance, samples, draw, found.memory, begun, steps)
-        )
+        free = _random_turns(episodes.instances, which) < RELEASED
+        env = policy.with_solver(solver).env
+        assert isinstance(env, EnvConfig)  # `refuse_refinement`
+        begun = release(episodes.instances, plans, free, env)
+        steps = min(RELEASED, instance.num_users)
+        drawn = draw_plans(policy.with_solver(solver), replace(episodes, state=begun), draw, steps)
+        plan, gain = best_plan(*drawn)
         found = found.offered(plan, gain)
         return replace(found, key=key, done=found.done | (found.round + 1 >= ROUNDS))
 

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float
 
 from offload_jax.plans.candidates import gain_of
 from offload_jax.problem import equations
+from offload_jax.problem.equations import Curve
 from offload_jax.problem.instance import Instance, neutral_padding
 from offload_jax.problem.types import Assignment
 from offload_jax.splits import SplitProblem
@@ -57,8 +58,7 @@ class Relaxation:
     """The problem, prepared. Axes: users, cells, slots, servers, ranges, *batch; some of size 1."""
 
     problem: SplitProblem
-    accuracy: tuple[Array, ...]  # local, floor, slope, centre
-    alpha: Array
+    curve: Curve  # its steps are those of the problem
     demand: Array
     possible: Array  # the user may be in that slot, in that cell
     exists: Array  # (cells, servers, 1, *batch): there are such loads
@@ -93,29 +93,33 @@ def relaxed(layout: Layout, instance: Instance, assignment: Assignment) -> Relax
     # A batch holds its user at least, even where its cell begins with fewer images.
     more = jnp.maximum(demand - least, 0) * own
     times = instance.intercept[slots] + jnp.sum(interference * least[:, None, :, :, 0], axis=2)
-    local, floor = of_users(instance.accuracy_local), of_pairs(instance.accuracy_floor)
-    slope, centre = of_pairs(instance.accuracy_slope), of_pairs(instance.accuracy_centre)
-    alpha, steps = of_users(instance.alpha), instance.steps
+    curve = Curve(
+        steps=instance.steps,
+        alpha=of_users(instance.alpha),
+        local=of_users(instance.accuracy_local),
+        floor=of_pairs(instance.accuracy_floor),
+        slope=of_pairs(instance.accuracy_slope),
+        centre=of_pairs(instance.accuracy_centre),
+    )
     problem = SplitProblem(
         saving=of_users(instance.local_step) - times[:, :, :, None] - more,
         rate=demand * own,
-        amplitude=alpha * (local - floor) / jax.nn.sigmoid(slope * (steps - centre)),
-        slope=slope,
-        centre=centre,
-        lower=jnp.maximum(of_users(instance.split_min), centre),
+        amplitude=equations.amplitude(curve),
+        slope=curve.slope,
+        centre=curve.centre,
+        lower=jnp.maximum(of_users(instance.split_min), curve.centre),
         weight=jnp.ones(()),
         granted=jnp.ones((), bool),
         server=jnp.zeros((), jnp.int32),
-        steps=steps,
+        steps=curve.steps,
         budget=jnp.zeros(()),
     )
     gain = jnp.maximum(gain_of(instance, assignment), 0)
     real = equations.num_real_users(instance)
-    longest = jnp.max(jnp.where(instance.mask, instance.local_step * steps, 0), axis=0)
+    longest = jnp.max(jnp.where(instance.mask, instance.local_step * curve.steps, 0), axis=0)
     return Relaxation(
         problem=problem,
-        accuracy=(local, floor, slope, centre),
-        alpha=alpha,
+        curve=curve,
         demand=demand,
         possible=of_users(instance.mask) & there & (demand <= room + 1e-6),
         exists=exists,

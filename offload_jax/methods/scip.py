@@ -28,9 +28,9 @@ import numpy as np
 
 from offload_jax.methods.levels import Numbers
 from offload_jax.methods.scip_program import OutOfTime, Touched, tell, write_down
-from offload_jax.plans.outcome import Solver, evaluate
+from offload_jax.plans.outcome import evaluate
 from offload_jax.problem.instance import Instance
-from offload_jax.splits import splits_config
+from offload_jax.splits import NATIVE, Solver
 
 CLOSED = 1e-6  # gap to the bound that counts as proven, as a share of the gain
 # What SCIP's tolerances (1e-7 on every row, variables between 0 and 1) may have taken off.
@@ -49,12 +49,12 @@ class Proof:
     seconds: float
 
 
-def refuse_scip(instance: Instance, solver: Solver = "native") -> str | None:
+def refuse_scip(instance: Instance, solver: Solver = NATIVE) -> str | None:
     """Why branch and bound does not apply, or None where it does."""
     del instance
     if importlib.util.find_spec("pyscipopt") is None:
         return "scip needs PySCIPOpt: pip install 'offload-jax[scip]'"
-    if splits_config(solver).rules:
+    if solver.rules:
         return "scip solves the plain problem, without constraints and terms of one's own"
     return None
 

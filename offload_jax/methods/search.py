@@ -20,11 +20,12 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from offload_jax.plans.candidates import feasible_gain
-from offload_jax.plans.outcome import Solver, fits
+from offload_jax.plans.outcome import fits
 from offload_jax.plans.plan import warm_up
 from offload_jax.problem.arrays import any_row
 from offload_jax.problem.instance import Instance
 from offload_jax.problem.types import Assignment, Key
+from offload_jax.splits import NATIVE, Solver
 
 
 @struct.dataclass
@@ -82,7 +83,7 @@ def run(
     search: Search,
     instances: Instance,
     key: Key,
-    solver: Solver = "native",
+    solver: Solver = NATIVE,
     budget_s: float | None = None,
     trace: Trace | None = None,
 ) -> Found:

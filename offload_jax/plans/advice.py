@@ -17,10 +17,10 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from offload_jax.plans.margins import Margins, margins
-from offload_jax.plans.outcome import Solver, split_problem
+from offload_jax.plans.outcome import split_problem
 from offload_jax.problem.instance import Instance
 from offload_jax.problem.types import STATUS_TEXT, Status
-from offload_jax.splits import splits_config
+from offload_jax.splits import NATIVE, Solver
 
 # Why a user is denied: no reason; every batch that gains is full; all gain only without budgets;
 # none gains, budgets or not; none leaves split points that keep the solver's rules.
@@ -128,7 +128,7 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
-def advise(instance: Instance, assignment: ArrayLike, solver: Solver = "native") -> Advice:
+def advise(instance: Instance, assignment: ArrayLike, solver: Solver = NATIVE) -> Advice:
     """Advice on one plan of one instance (no batch axis): (G + 2) N (M + 1) solves.
 
     Rules of the solver are kept by all that is solved again; estimates do not know them. Raises
@@ -194,7 +194,7 @@ class _Facts:
     @cached_property
     def rounding(self) -> float:
         """What U is uncertain by, s: rounding, and what interior points leave."""
-        native, instance = splits_config(self.solver).solver == "native", self.instance
+        native, instance = self.solver == NATIVE, self.instance
         scale = instance.alpha + instance.steps * instance.local_step
         share = max(8 * np.finfo(scale.dtype).eps, 0 if native else 1e-6)
         return float(share * np.sum(scale[instance.mask]))

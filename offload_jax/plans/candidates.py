@@ -9,16 +9,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from offload_jax.plans.outcome import Solver, fits, gain, solve_placed
+from offload_jax.plans.outcome import fits, gain, solve_placed
 from offload_jax.problem import equations
 from offload_jax.problem.arrays import any_row, one_hot
 from offload_jax.problem.equations import Placement
 from offload_jax.problem.instance import Instance
 from offload_jax.problem.types import Assignment
+from offload_jax.splits import NATIVE, Solver
 
 
 def exact_gains(
-    instance: Instance, assignment: Assignment, solver: Solver = "native"
+    instance: Instance, assignment: Assignment, solver: Solver = NATIVE
 ) -> Float[Array, "users batches *batch"]:
     """Exact gain (s) of also granting user i in batch k, every other user kept, splits re-solved.
 
@@ -38,7 +39,7 @@ def exact_gains(
 
 
 def gain_of(
-    instance: Instance, assignment: Assignment, solver: Solver = "native"
+    instance: Instance, assignment: Assignment, solver: Solver = NATIVE
 ) -> Float[Array, "*batch"]:
     """U - U_deny (s) of an assignment with its optimal splits; see `outcome.gain`."""
     return _gain_placed(instance, equations.place(instance, assignment), solver)
@@ -48,7 +49,7 @@ gains_of = jax.jit(gain_of, static_argnames="solver")  # of concrete instances
 
 
 def feasible_gain(
-    instance: Instance, assignment: Assignment, solver: Solver = "native"
+    instance: Instance, assignment: Assignment, solver: Solver = NATIVE
 ) -> Float[Array, "*batch"]:
     """`gain_of`; minus infinity where a batch is over capacity."""
     placed = equations.place(instance, assignment)
@@ -70,7 +71,7 @@ def candidate_gains(
     instance: Instance,
     make: Callable[[Int[Array, "chunk"]], Int[Array, "users chunk *batch"]],
     count: int,
-    solver: Solver = "native",
+    solver: Solver = NATIVE,
 ) -> Float[Array, "candidates *batch"]:
     """`feasible_gain` of the candidates `make(0..count-1)`, a chunk at a time.
 

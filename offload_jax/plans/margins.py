@@ -14,12 +14,13 @@ from flax import struct
 from jaxtyping import Array, Bool, Float
 
 from offload_jax.plans.candidates import candidate_gains, gain_of, moved, repeated
-from offload_jax.plans.outcome import Outcome, Solver, evaluate, fits
+from offload_jax.plans.outcome import Outcome, evaluate, fits
 from offload_jax.plans.reduced_gains import move_gains
 from offload_jax.problem import equations
 from offload_jax.problem.arrays import pick
 from offload_jax.problem.instance import Instance
 from offload_jax.problem.types import Assignment
+from offload_jax.splits import Solver
 
 
 @struct.dataclass

@@ -14,9 +14,7 @@ from offload_jax.problem.arrays import pick
 from offload_jax.problem.equations import Placement
 from offload_jax.problem.instance import Instance
 from offload_jax.problem.types import Assignment, Scalar, Status
-from offload_jax.splits import Facts, Rules, Solution, SplitProblem, SplitsConfig, splits_config
-
-Solver = str | SplitsConfig  # a solver's name, or with rules of one's own
+from offload_jax.splits import Facts, Rules, Solution, Solver, SplitProblem, solver_named
 
 
 @struct.dataclass
@@ -45,8 +43,7 @@ def split_problem(instance: Instance, assignment: ArrayLike) -> SplitProblem:
 
 def problem_of(instance: Instance, placed: Placement) -> SplitProblem:
     """The same of a placement: Delta = l - s, rho = X_kk d, c = alpha (P - f) / sig(a (T - b))."""
-    top = jax.nn.sigmoid(placed.slope * (instance.steps - placed.centre))
-    amplitude = instance.alpha * (instance.accuracy_local - placed.floor) / top
+    amplitude = equations.amplitude(equations.user_curve(instance, placed))
     lower = jnp.maximum(instance.split_min, placed.centre)
     return SplitProblem(
         saving=instance.local_step - placed.edge_step,
@@ -99,9 +96,8 @@ def facts_of(instance: Instance, placed: Placement) -> Facts:
 
 def solve_placed(instance: Instance, placed: Placement, solver: Solver) -> Solution:
     """Optimal splits of a placement, with the solver's rules if it has any."""
-    config = splits_config(solver)
-    facts = facts_of(instance, placed) if config.rules else None
-    return config.solve(problem_of(instance, placed), facts)
+    facts = facts_of(instance, placed) if solver.rules else None
+    return solver.solve(problem_of(instance, placed), facts)
 
 
 def gain(
@@ -111,7 +107,7 @@ def gain(
 
     Minus infinity where the rules leave no splits (then they are NaN).
     """
-    rules = splits_config(solver).rules
+    rules = solver.rules
     if not rules:
         return equations.gain(instance, placed, split)
     none = jnp.any(jnp.isnan(split), axis=0)
@@ -124,14 +120,16 @@ def objective(
     instance: Instance, placed: Placement, split: Float[Array, "users *batch"], solver: Solver
 ) -> Scalar:
     """U of a placement with its splits, the solver's own terms included."""
-    plain, rules = equations.objective(instance, placed, split), splits_config(solver).rules
+    plain, rules = equations.objective(instance, placed, split), solver.rules
     return plain + rules.worth(facts_of(instance, placed), split) if rules else plain
 
 
 def objective_denied(instance: Instance, solver: Solver) -> Scalar:
     """U when everybody is denied, the solver's own terms included."""
-    rules = splits_config(solver).rules
-    plain = equations.objective_denied(instance)
+    rules = solver.rules
+    worth = instance.alpha * instance.accuracy_local
+    local = worth - instance.wait - instance.steps * instance.local_step
+    plain = jnp.sum(jnp.where(instance.mask, local, 0), axis=0)
     return plain + _worth_denied(instance, rules) if rules else plain
 
 
@@ -150,9 +148,8 @@ def check_all_local(instances: Instance, solver: Solver) -> None:
     Everything is measured against that plan, and an episode starts from it. Raises ValueError
     naming the constraint and an instance.
     """
-    config = splits_config(solver)
-    missed = config.rules.violations(*_all_local(instances))
-    for text, shares in zip(config.constraints, missed, strict=True):
+    missed = solver.rules.violations(*_all_local(instances))
+    for text, shares in zip(solver.rules.constraints, missed, strict=True):
         worst = np.max(np.asarray(shares), axis=0).reshape(-1)  # of each instance's users
         broken = np.flatnonzero(~(worst <= 1e-6))  # what is no number is broken, too
         if len(broken):
@@ -166,13 +163,13 @@ def check_all_local(instances: Instance, solver: Solver) -> None:
             )
 
 
-def evaluate(instance: Instance, assignment: ArrayLike, solver: Solver = "native") -> Outcome:
+def evaluate(instance: Instance, assignment: ArrayLike, solver: str | Solver = "native") -> Outcome:
     """Solves the splits of one assignment (ints 0..M per user) and reports everything about it.
 
     Differentiable in the instance's floats. Raises ValueError for a wrong shape or type, and for
     integers outside 0..M where their values are known (not under `jit`).
     """
-    assignment = _checked(instance, assignment)
+    solver, assignment = solver_named(solver), _checked(instance, assignment)
     placed = equations.place(instance, assignment)
     solution = solve_placed(instance, placed, solver)
     # NaN splits would spoil the gradient of a whole batch, even where they are not looked at.

@@ -16,19 +16,12 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
 from offload_jax.files.records import Plan
-from offload_jax.plans.outcome import (
-    Outcome,
-    Solver,
-    evaluate,
-    objective,
-    objective_denied,
-    problem_of,
-)
+from offload_jax.plans.outcome import Outcome, evaluate, objective, objective_denied, problem_of
 from offload_jax.plans.rounding import mend, round_splits
 from offload_jax.problem import equations
 from offload_jax.problem.instance import Instance
 from offload_jax.problem.types import Assignment, Status
-from offload_jax.splits import splits_config
+from offload_jax.splits import NATIVE, Solver
 
 # A bound this near to a plan's gain proves it, as a share of the gain: what rounding leaves.
 PROVEN = 1e-5
@@ -100,13 +93,13 @@ class Rounded:
 
 
 @partial(jax.jit, static_argnames="solver")
-def execute(instance: Instance, assignment: Assignment, solver: Solver = "native") -> Rounded:
+def execute(instance: Instance, assignment: Assignment, solver: Solver = NATIVE) -> Rounded:
     """Solves the splits of an assignment and rounds them to whole steps, every budget kept."""
     outcome = evaluate(instance, assignment, solver)
     placed = equations.place(instance, assignment)
     problem = problem_of(instance, placed)
     whole, kept = round_splits(problem, outcome.split), jnp.ones_like(outcome.feasible)
-    if splits_config(solver).constraints:
+    if solver.rules.constraints:
         whole, kept = mend(instance, placed, problem, whole, solver)
     value = objective(instance, placed, whole.astype(outcome.split.dtype), solver)
     return Rounded(outcome=outcome, integer_split=whole, integer_objective=value, kept=kept)
@@ -116,7 +109,7 @@ def to_plans(
     instances: Instance,
     decision: Decision,
     method: str,
-    solver: Solver = "native",
+    solver: Solver = NATIVE,
 ) -> list[Plan]:
     """One plan per instance of a batch (batch last), padded users left out.
 

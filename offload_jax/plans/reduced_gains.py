@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -90,14 +89,11 @@ def reply_gains(
     problem = pair_problem(instance, saving, jnp.ones_like(saving))
     price = jnp.broadcast_to(batch_price, saving.shape).reshape(problem.saving.shape)
     split = best_reply(problem, price).reshape(saving.shape)
-    local, floor = instance.accuracy_local[:, None], instance.accuracy_floor
-    slope, centre = instance.accuracy_slope, instance.accuracy_centre
-    loss = equations.accuracy_loss(instance.steps, split, local, floor, slope, centre)
-    saved = (instance.steps - split) * (saving - batch_price * rate)
     air = equations.transfer_time(
         instance.payload, instance.spectral_efficiency, instance.bandwidth, num_granted + 1
     )
-    return saved - instance.alpha[:, None] * loss - air[:, None]
+    paid = saving - batch_price * rate
+    return equations.user_gain(equations.pair_curve(instance), split, paid, air[:, None])
 
 
 def pair_problem(
@@ -110,10 +106,7 @@ def pair_problem(
     `saving` is s/step that the user saves there; padded users are not granted.
     """
     users, batches = instance.num_users, instance.num_batches
-    local, floor = instance.accuracy_local[:, None], instance.accuracy_floor
-    slope, centre = instance.accuracy_slope, instance.accuracy_centre
-    amplitude = instance.alpha[:, None] * (local - floor)
-    amplitude = amplitude / jax.nn.sigmoid(slope * (instance.steps - centre))
+    curve = equations.pair_curve(instance)
 
     def flat(x: Array) -> Array:
         x = jnp.broadcast_to(x, (users, batches, *saving.shape[2:]))
@@ -122,10 +115,10 @@ def pair_problem(
     return SplitProblem(
         saving=flat(saving),
         rate=flat(instance.demand[:, None] * equations.own_slope(instance)),
-        amplitude=flat(amplitude),
-        slope=flat(slope),
-        centre=flat(centre),
-        lower=flat(jnp.maximum(instance.split_min[:, None], centre)),
+        amplitude=flat(equations.amplitude(curve)),
+        slope=flat(curve.slope),
+        centre=flat(curve.centre),
+        lower=flat(jnp.maximum(instance.split_min[:, None], curve.centre)),
         weight=flat(weight),
         granted=flat(instance.mask[:, None]),
         server=flat(instance.server),

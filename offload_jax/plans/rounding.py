@@ -12,11 +12,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from offload_jax.plans.outcome import Solver, facts_of, gain
+from offload_jax.plans.outcome import facts_of, gain
 from offload_jax.problem.arrays import one_hot, pick
 from offload_jax.problem.equations import Placement
 from offload_jax.problem.instance import Instance
-from offload_jax.splits import splits_config
+from offload_jax.splits import Solver
 from offload_jax.splits.problem import SplitProblem, drain, server_use
 
 # A split this close above a whole number is that number: float32 splits are off by 2e-5 steps.
@@ -108,7 +108,7 @@ class _Around:
 
     def missed(self, n: Float[Array, "users *batch"]) -> Float[Array, "*batch"]:
         """By how much constraints are missed, over all users."""
-        rules = splits_config(self.solver).rules
+        rules = self.solver.rules
         return rules.missed(facts_of(self.instance, self.placed), n)
 
     def over(self, n: Float[Array, "users *batch"]) -> Float[Array, "*batch"]:

@@ -1,1 +1,1 @@
-"""Policies: the network, whole episodes with it, and decisions of a trained one."""
+"""Policies: networks, whole episodes with them, and decisions of a trained one."""

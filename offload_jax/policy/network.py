@@ -1,57 +1,60 @@
-"""Sizes of the network, and what its encoder hands to its decoder."""
+"""What a policy needs of a network: one interface, implemented by a record of settings."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
-import jax.numpy as jnp
-from flax import struct
+from flax import linen as nn
 from jaxtyping import Array, Float
 
-from offload_jax.files.checks import Checks
-
-Dtype = Literal["float32", "bfloat16"]
-Sight = Literal["reduced-gains", "prices", "pairs", "level-gains"]
+from offload_jax.problem.types import Key
 
 
-@dataclass(frozen=True)
-class NetworkConfig:
-    """Sizes of the actor-critic (static)."""
+@runtime_checkable
+class Network(Protocol):
+    """An actor-critic as a frozen record of its settings; works on one instance (callers `vmap`).
 
-    width: int = 64  # of every embedding
-    layers: int = 2  # of the encoder
-    heads: int = 4
-    residual: bool = True  # logits start from the reduced gains
-    relations: bool = True  # attention sees pairs of user and batch, and of two batches
-    blind: tuple[Sight, ...] = ()  # what is hidden from it, to see what that is worth
-    dtype: Dtype = "float32"  # of embeddings; parameters, logits and values stay in float32
+    Decoding is light, since it is done at every step; what is the same at all of them is encoded.
+    """
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
 
     def validate(self) -> None:
         """Raises ValueError naming the field and the allowed values."""
-        check = Checks(self, "network")
-        check.counts("width", "layers", "heads")
-        check.one_of("dtype", get_args(Dtype))
-        allowed = get_args(Sight)
-        check.require(set(self.blind) <= set(allowed), "blind", f"among {', '.join(allowed)}")
-        unseen = not (self.residual and "reduced-gains" in self.blind)
-        check.require(unseen, "residual", "false with network.blind reduced-gains")
-        if self.width % self.heads:
-            raise ValueError(
-                f"network.heads is {self.heads}; must divide network.width ({self.width})"
-            )
 
-    def narrow(self) -> Any:
-        """What layers compute in; None: in the type of what they are given (float64 in tests)."""
-        return jnp.bfloat16 if self.dtype == "bfloat16" else None
+    def init(self, key: Key, description: Any, observation: Any) -> Any:
+        """Fresh parameters, from what the environment shows of an instance and of a state."""
+
+    def encode(self, params: Any, description: Any) -> Any:
+        """What all decisions about an instance share: any pytree."""
+
+    def decode(
+        self, params: Any, encoding: Any, observation: Any
+    ) -> tuple[Float[Array, "actions"], Float[Array, ""]]:
+        """Logits of all actions, illegal ones (`observation.mask`) minus infinity, and the value.
+
+        The value estimates what is still to come, in all-local times.
+        """
 
 
-@struct.dataclass
-class Encoding:
-    """What the decoder needs of an instance, the decoder's first layer already applied to it."""
+class FlaxNetwork:
+    """A `Network` whose flax module has methods `encode` and `decode`, and calls both at once."""
 
-    users: Float[Array, "users width"]
-    batches: Float[Array, "batches width"]
-    pairs: Float[Array, "users batches width"]
-    overall: Float[Array, "width"]
-    count: Float[Array, ""]  # real users
+    def module(self) -> nn.Module:
+        """The module of these settings."""
+        raise NotImplementedError
+
+    def validate(self) -> None:
+        """Raises ValueError naming the field and the allowed values."""
+
+    def init(self, key: Key, description: Any, observation: Any) -> Any:
+        return self.module().init(key, description, observation)
+
+    def encode(self, params: Any, description: Any) -> Any:
+        return self.module().apply(params, description, method="encode")
+
+    def decode(
+        self, params: Any, encoding: Any, observation: Any
+    ) -> tuple[Float[Array, "actions"], Float[Array, ""]]:
+        found: Any = self.module().apply(params, encoding, observation, method="decode")
+        return found

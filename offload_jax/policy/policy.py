@@ -1,26 +1,19 @@
-"""A trained policy as something that decides: greedily, by sampling, or best of several samples."""
+"""A policy: a network's parameters with what is needed to use them."""
 
 from __future__ import annotations
 
-from functools import partial
+from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
-from offload_jax.env.config import EnvConfig
-from offload_jax.env.state import State
-from offload_jax.files.records import Plan
-from offload_jax.plans.plan import Decision, timed, to_plans
-from offload_jax.policy.network import Encoding, NetworkConfig
-from offload_jax.policy.rollout import encode, unroll
-from offload_jax.policy.sampling import greedy_action, sample_action
-from offload_jax.policy.transformer import ActorCritic
-from offload_jax.problem.arrays import one_hot
-from offload_jax.problem.instance import Instance, stack
-from offload_jax.problem.types import Assignment, Key
+from offload_jax.env.environment import Environment
+from offload_jax.policy.network import Network
+from offload_jax.problem.instance import Instance
+from offload_jax.splits import Solver
 
 
 @struct.dataclass
@@ -30,100 +23,42 @@ class Policy:
     A pytree: functions of policies compile once for all parameters of the same settings.
     """
 
-    params: Any  # of ActorCritic(network)
-    network: NetworkConfig = struct.field(pytree_node=False)
-    env: EnvConfig = struct.field(pytree_node=False)
+    params: Any  # of the network
+    network: Network = struct.field(pytree_node=False)
+    env: Environment = struct.field(pytree_node=False)
     source: str = struct.field(pytree_node=False, default="memory")  # where they came from
     # Of sampled plans: above 1 they differ more from the greedy one.
     temperature: Float[Array, ""] | float = 1.0
 
-    def encode(self, instances: Instance) -> Encoding:
-        """What all decisions about these instances (batch last) share."""
-        return encode(ActorCritic(self.network), self.params, instances)
+    def with_solver(self, solver: Solver) -> Policy:
+        """The same decisions, their splits by another solver."""
+        return replace(self, env=replace(self.env, solver=solver))
 
+    def encode(self, instances: Instance) -> Any:
+        """What all decisions about these instances (batch last) share.
 
-@jax.jit
-def greedy_plan(policy: Policy, instances: Instance) -> tuple[Assignment, Float[Array, "*batch"]]:
-    """The most likely decision at every step: (assignment, gain in s), batch last."""
-    module = ActorCritic(policy.network)
-    final, _ = unroll(
-        module, policy.params, instances, 1, None, greedy_action, policy.env, record=False
-    )
-    return final.assignment, final.gain
+        Leaves get a leading axis ``instances``.
+        """
+        shown = jax.tree.map(lambda x: jnp.moveaxis(x, -1, 0), self.env.describe(instances))
+        return jax.vmap(lambda one: self.network.encode(self.params, one))(shown)
 
+    def decode(
+        self, encoding: Any, observation: Any
+    ) -> tuple[Float[Array, "instances samples actions"], Float[Array, "instances samples"]]:
+        """Logits and values.
 
-@partial(jax.jit, static_argnames="samples")
-def best_of(
-    policy: Policy, instances: Instance, samples: int, key: Key
-) -> tuple[Assignment, Float[Array, "*batch"]]:
-    """The best of the greedy plan and `samples - 1` sampled ones, by exact value, batch last."""
-    if samples < 1:
-        raise ValueError(f"samples is {samples}; must be at least 1")
-    if samples == 1:
-        return greedy_plan(policy, instances)
-    return best_plan(*draw_plans(policy, instances, samples, key, policy.encode(instances)))
+        Leaves of the encoding are (instances, ...), of the observation (instances, samples, ...).
+        """
 
+        def one(encoded: Any, observed: Any) -> Any:
+            return self.network.decode(self.params, encoded, observed)
 
-def draw_plans(
-    policy: Policy,
-    instances: Instance,
-    samples: int,
-    chance: Array,
-    encoding: Encoding,
-    start: State | None = None,
-    steps: int | None = None,
-) -> tuple[Int[Array, "users instances samples"], Float[Array, "instances samples"]]:
-    """`samples` plans of each instance and their gains (s), the first one greedy.
+        return jax.vmap(jax.vmap(one, in_axes=(None, 0)))(encoding, observation)
 
-    The others are drawn at the policy's temperature. `chance` is a key or uniform draws
-    (steps, instances, samples); `start` and `steps` as for `unroll`.
-    """
-    first = jnp.arange(samples) == 0
-
-    def first_greedy(logits: Array, chance: Array) -> Array:
-        sampled = sample_action(logits / policy.temperature, chance)
-        return jnp.where(first, jnp.argmax(logits, axis=-1), sampled)
-
-    final, _ = unroll(
-        ActorCritic(policy.network),
-        policy.params,
-        instances,
-        samples,
-        chance,
-        first_greedy,
-        policy.env,
-        record=False,
-        encoding=encoding,
-        start=start,
-        steps=steps,
-    )
-    plans = final.assignment.reshape(final.assignment.shape[0], -1, samples)
-    return plans, final.gain.reshape(-1, samples)
-
-
-def best_plan(
-    plans: Int[Array, "users instances samples"], gains: Float[Array, "instances samples"]
-) -> tuple[Assignment, Float[Array, "instances"]]:
-    """Of each instance the plan that gains most, and its gain (s)."""
-    best = one_hot(jnp.argmax(gains, axis=-1), gains.shape[-1]).T
-    return jnp.sum(jnp.where(best, plans, 0), axis=-1), jnp.max(gains, axis=-1)
-
-
-def decide(
-    policy: Policy, instances: list[Instance], samples: int = 1, key: Key | None = None
-) -> list[Plan]:
-    """One plan per instance (of the same M and G; users may differ in number).
-
-    samples = 1 decodes greedily; more also samples and keeps each instance's best plan. Compiled
-    once per (number of instances, largest N); `seconds` of the plans excludes compiling.
-    """
-    batch = stack(instances)
-    key = jax.random.key(0) if key is None else key
-    name = "policy" if samples == 1 else f"policy best of {samples}"
-    return to_plans(batch, timed_best_of(policy, batch, samples, key), name, policy.env.solver)
-
-
-def timed_best_of(policy: Policy, instances: Instance, samples: int, key: Key) -> Decision:
-    """`best_of` with the time it took."""
-    label = ("policy", policy.network, policy.env, samples)
-    return timed(label, instances, lambda: best_of(policy, instances, samples, key)[0])
+    def decode_steps(
+        self, encoding: Any, observation: Any
+    ) -> tuple[
+        Float[Array, "steps instances samples actions"], Float[Array, "steps instances samples"]
+    ]:
+        """`decode` of observations with a first axis ``steps``."""
+        return jax.vmap(lambda seen: self.decode(encoding, seen))(observation)

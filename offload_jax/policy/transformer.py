@@ -7,19 +7,22 @@ Unlike the environment, a network works on one instance (callers `vmap`): the ba
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jaxtyping import Array, Bool, Float
+from flax import struct
+from jaxtyping import Array, Float
 
 from offload_jax.env.description import LEVELS, Description
 from offload_jax.env.observation import STEP_FEATURES, Observation
-from offload_jax.policy.network import Encoding, NetworkConfig
+from offload_jax.files.checks import Checks
+from offload_jax.policy.blocks import Block, Head
+from offload_jax.policy.network import FlaxNetwork
 
 # What can be hidden of every step: columns of `observation.STEP_FEATURES`.
 _OF_STEPS: Mapping[str, Sequence[str]] = {
@@ -29,12 +32,59 @@ _OF_STEPS: Mapping[str, Sequence[str]] = {
 # And of what the encoder sees: columns of `Description.pairs`, where gains at `LEVELS` are first.
 _OF_PAIRS = {"pairs": slice(None), "level-gains": slice(len(LEVELS))}
 UNSEEN = -50.0  # logit of pairs that are not looked at, below all others
+Dtype = Literal["float32", "bfloat16"]
+Sight = Literal["reduced-gains", "prices", "pairs", "level-gains"]
+
+
+@dataclass(frozen=True)
+class Transformer(FlaxNetwork):
+    """The network of the shipped policies: a transformer encodes, a light decoder decides."""
+
+    width: int = 64  # of every embedding
+    layers: int = 2  # of the encoder
+    heads: int = 4
+    residual: bool = True  # logits start from the reduced gains
+    relations: bool = True  # attention sees pairs of user and batch, and of two batches
+    blind: tuple[Sight, ...] = ()  # what is hidden from it, to see what that is worth
+    dtype: Dtype = "float32"  # of embeddings; parameters, logits and values stay in float32
+
+    def validate(self) -> None:
+        """Raises ValueError naming the field and the allowed values."""
+        check = Checks(self, "network")
+        check.counts("width", "layers", "heads")
+        check.one_of("dtype", get_args(Dtype))
+        allowed = get_args(Sight)
+        check.require(set(self.blind) <= set(allowed), "blind", f"among {', '.join(allowed)}")
+        unseen = not (self.residual and "reduced-gains" in self.blind)
+        check.require(unseen, "residual", "false with network.blind reduced-gains")
+        if self.width % self.heads:
+            raise ValueError(
+                f"network.heads is {self.heads}; must divide network.width ({self.width})"
+            )
+
+    def narrow(self) -> Any:
+        """What layers compute in; None: in the type of what they are given (float64 in tests)."""
+        return jnp.bfloat16 if self.dtype == "bfloat16" else None
+
+    def module(self) -> ActorCritic:
+        return ActorCritic(self)
+
+
+@struct.dataclass
+class Encoding:
+    """What the decoder needs of an instance, the decoder's first layer already applied to it."""
+
+    users: Float[Array, "users width"]
+    batches: Float[Array, "batches width"]
+    pairs: Float[Array, "users batches width"]
+    overall: Float[Array, "width"]
+    count: Float[Array, ""]  # real users
 
 
 class ActorCritic(nn.Module):
     """`init` with a Description and an Observation; `apply` with method ``encode``, ``decode``."""
 
-    config: NetworkConfig
+    config: Transformer
 
     def setup(self) -> None:
         width, dtype = self.config.width, self.config.narrow()
@@ -168,74 +218,3 @@ class ActorCritic(nn.Module):
 
 
 _KEYS = ("user", "batch", "pair", "overall", "undecided", "granted")
-
-
-class Block(nn.Module):
-    """Pre-norm transformer block over the users and batches of one instance.
-
-    With `relations` every head also sees what two tokens are to each other: a user's gains in a
-    batch, and how batches slow each other down.
-    """
-
-    width: int
-    heads: int
-    relations: bool
-    dtype: Any = None
-
-    @nn.compact
-    def __call__(
-        self,
-        tokens: Float[Array, "tokens width"],
-        visible: Bool[Array, "tokens"],
-        pairs: Float[Array, "users batches pair_features"],
-        links: Float[Array, "batches batches link_features"],
-    ) -> Float[Array, "tokens width"]:
-        size, dtype = self.width // self.heads, self.dtype
-        x = nn.LayerNorm(dtype=dtype)(tokens)
-        query, key, value = (nn.DenseGeneral((self.heads, size), dtype=dtype)(x) for _ in range(3))
-        weights = _wide(jnp.einsum("qhd,khd->hqk", query, key)) / size**0.5
-        if self.relations:
-            weights = weights + _wide(self._relation(pairs, links))
-        weights = jax.nn.softmax(jnp.where(visible, weights, -jnp.inf), axis=-1)
-        mixed = jnp.einsum("hqk,khd->qhd", weights.astype(value.dtype), value)
-        mixed = mixed.reshape(tokens.shape[0], self.width)
-        tokens = tokens + nn.Dense(self.width, dtype=dtype)(mixed)
-        x = nn.Dense(2 * self.width, dtype=dtype)(nn.LayerNorm(dtype=dtype)(tokens))
-        return tokens + nn.Dense(self.width, dtype=dtype)(jax.nn.gelu(x))
-
-    def _relation(
-        self,
-        pairs: Float[Array, "users batches pair_features"],
-        links: Float[Array, "batches batches link_features"],
-    ) -> Float[Array, "heads tokens tokens"]:
-        """Added to the attention's logits; two users are nothing to each other."""
-
-        def per_head(name: str, x: Array) -> Array:
-            return nn.Dense(self.heads, use_bias=False, dtype=self.dtype, name=name)(x)
-
-        to_batches = per_head("user_to_batch", pairs)
-        to_users = jnp.swapaxes(per_head("batch_to_user", pairs), 0, 1)
-        users = jnp.zeros((pairs.shape[0], *to_users.shape[1:]), to_users.dtype)
-        rows = [
-            jnp.concatenate([users, to_batches], axis=1),
-            jnp.concatenate([to_users, per_head("batch_to_batch", links)], axis=1),
-        ]
-        return jnp.moveaxis(jnp.concatenate(rows), -1, 0)
-
-
-class Head(nn.Module):
-    """A scalar from a joint embedding: one residual feed-forward layer, then a linear one."""
-
-    width: int
-    dtype: Any = None
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "*shape width"]) -> Float[Array, "*shape"]:
-        x = jax.nn.relu(x)
-        x = x + jax.nn.relu(nn.Dense(self.width, dtype=self.dtype)(x))
-        return nn.Dense(1, kernel_init=nn.initializers.normal(0.01))(_wide(x))[..., 0]
-
-
-def _wide(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """At least float32: what logits, values and softmaxes are computed in."""
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))

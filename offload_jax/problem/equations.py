@@ -75,6 +75,53 @@ def accuracy_loss(
     return -(local - floor) * rise
 
 
+@struct.dataclass
+class Curve:
+    """The accuracy curve (5) and what it is worth: of users, or of users in batches.
+
+    All shapes broadcast.
+    """
+
+    steps: Float[Array, "..."]  # T
+    alpha: Float[Array, "..."]  # s per unit of accuracy
+    local: Float[Array, "..."]  # P
+    floor: Float[Array, "..."]  # f
+    slope: Float[Array, "..."]  # a, 1/step
+    centre: Float[Array, "..."]  # b, steps
+
+
+def pair_curve(instance: Instance) -> Curve:
+    """The curve of every user in every batch, (users, batches, *batch)."""
+    return Curve(
+        steps=instance.steps,
+        alpha=instance.alpha[:, None],
+        local=instance.accuracy_local[:, None],
+        floor=instance.accuracy_floor,
+        slope=instance.accuracy_slope,
+        centre=instance.accuracy_centre,
+    )
+
+
+def worth_lost(curve: Curve, split: Numbers) -> Numbers:
+    """alpha (P - PAI), s: what the edge steps before `split` cost in accuracy."""
+    loss = accuracy_loss(curve.steps, split, curve.local, curve.floor, curve.slope, curve.centre)
+    return curve.alpha * loss
+
+
+def amplitude(curve: Curve) -> Numbers:
+    """c = alpha (P - f) / sig(a (T - b)), s: the factor of sig(a (n - b)) in U."""
+    top = jax.nn.sigmoid(curve.slope * (curve.steps - curve.centre))
+    return curve.alpha * (curve.local - curve.floor) / top
+
+
+def user_gain(curve: Curve, split: Numbers, saving: Numbers, transfer: Numbers) -> Numbers:
+    """What a granted user adds to U - U_deny, s: (T - n)(l - s) - alpha (P - PAI) - transfer.
+
+    `saving` is l - s, s per step.
+    """
+    return (curve.steps - split) * saving - worth_lost(curve, split) - transfer
+
+
 def own_slope(instance: Instance) -> Float[Array, "batches *batch"]:
     """X_kk: seconds a step of batch k grows by per image of its own."""
     return jnp.stack([instance.interference[k, k] for k in range(instance.num_batches)])
@@ -98,6 +145,18 @@ class Placement:
     floor: Float[Array, "users *batch"]
     slope: Float[Array, "users *batch"]
     centre: Float[Array, "users *batch"]
+
+
+def user_curve(instance: Instance, placed: Placement) -> Curve:
+    """The curve of every user in its batch."""
+    return Curve(
+        steps=instance.steps,
+        alpha=instance.alpha,
+        local=instance.accuracy_local,
+        floor=placed.floor,
+        slope=placed.slope,
+        centre=placed.centre,
+    )
 
 
 def place(instance: Instance, assignment: Assignment) -> Placement:
@@ -164,23 +223,10 @@ def objective(instance: Instance, placed: Placement, split: Float[Array, "users 
     )
 
 
-def objective_denied(instance: Instance) -> Scalar:
-    """U when everybody is denied."""
-    worth = instance.alpha * instance.accuracy_local
-    local = worth - instance.wait - instance.steps * instance.local_step
-    return jnp.sum(jnp.where(instance.mask, local, 0), axis=0)
-
-
 def gain(instance: Instance, placed: Placement, split: Float[Array, "users *batch"]) -> Scalar:
-    """U - U_deny, summed user by user: U itself loses digits to cancellation in float32.
-
-    Each granted user adds (T - n)(l - s) - alpha (P - PAI) - transfer.
-    """
-    loss = accuracy_loss(
-        instance.steps, split, instance.accuracy_local, placed.floor, placed.slope, placed.centre
-    )
-    saved = (instance.steps - split) * (instance.local_step - placed.edge_step)
-    gains = saved - instance.alpha * loss - placed.transfer
+    """U - U_deny, summed user by user: U itself loses digits to cancellation in float32."""
+    saving = instance.local_step - placed.edge_step
+    gains = user_gain(user_curve(instance, placed), split, saving, placed.transfer)
     return jnp.sum(jnp.where(placed.granted, gains, 0), axis=0)
 
 

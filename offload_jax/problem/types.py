@@ -26,7 +26,7 @@ An *assignment* is an integer per user: `DENY` (0, everything runs locally) or 1
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import TypeAlias
 
 import jax
 from jaxtyping import Array, Float, Int
@@ -67,13 +67,3 @@ STATUS_TEXT = {
         "with a price instead of a constraint. The split points are NaN."
     ),
 }
-
-
-@runtime_checkable
-class Solver(Protocol):
-    """Solves split problems, one or a batch (batch-last): SplitProblem -> Solution.
-
-    Both are of `splits.problem`, which stands above this file.
-    """
-
-    def __call__(self, problem: Any, /) -> Any: ...

@@ -1,23 +1,27 @@
-"""A training run's settings: the modules' own records, read from YAML, checked before compiling."""
+"""A training run's settings: the rooms' own records, checked before anything is compiled."""
 
 from __future__ import annotations
 
-import difflib
-import re
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args
 
-import yaml
-from pydantic import Discriminator, TypeAdapter, ValidationError
-
-from offload_jax.env.config import EnvConfig, EpisodeConfig
+from offload_jax.env.config import EpisodeConfig
+from offload_jax.env.environment import ENVIRONMENTS, Environment
+from offload_jax.files import plugins
 from offload_jax.files.checks import Checks, ConfigError
 from offload_jax.files.disk import PACKAGE
-from offload_jax.learning.config import Learner, LearnerConfig
+from offload_jax.files.plugins import Plugins
+from offload_jax.learning.algorithm import Algorithm, Learner
+from offload_jax.learning.algorithms import ALGORITHMS
+from offload_jax.learning.algorithms.ppo import PPO
+from offload_jax.learning.config import LearnerConfig
 from offload_jax.learning.devices import ONE_DEVICE, Devices, find_devices
-from offload_jax.policy.network import NetworkConfig
-from offload_jax.problem.scenario import SCENARIOS, EdgeScenario, MixtureScenario, PaperScenario
+from offload_jax.policy.network import Network
+from offload_jax.policy.networks import NETWORKS
+from offload_jax.policy.transformer import Transformer
+from offload_jax.problem.scenario import SCENARIOS, PaperScenario, Scenario
 from offload_jax.runs.tracking.metrics import TrackingConfig
 from offload_jax.splits import SplitsConfig
 
@@ -50,15 +54,48 @@ class RunConfig:
 
 
 @dataclass(frozen=True)
+class Kinds:
+    """The implementations that a section of the configuration chooses from, by its `kind`."""
+
+    registry: Mapping[str, Any]
+    default: str
+
+    def record(self, section: str, kind: Any, plugins_: Plugins, folder: Path | None) -> type:
+        """The record of settings of that kind. Raises ConfigError as `plugins.find`."""
+        found = plugins.find(kind, self.registry, f"{section}.kind", plugins_, folder)
+        return _settings_of(found)
+
+    def implementation(self, record: Any) -> Any:
+        """What has this record of settings, and the name of it."""
+        known = {_settings_of(one): (name, one) for name, one in self.registry.items()}
+        if type(record) in known:
+            return known[type(record)]
+        return plugins.own(lambda one: _settings_of(one) is type(record))
+
+
+def _settings_of(implementation: Any) -> type:
+    """Itself, or what it names as its settings."""
+    record: type = getattr(implementation, "Settings", implementation)
+    return record
+
+
+KINDS = {
+    "scenario": Kinds(SCENARIOS, "paper"),
+    "env": Kinds(ENVIRONMENTS, "snapshot"),
+    "network": Kinds(NETWORKS, "transformer"),
+    "algorithm": Kinds(ALGORITHMS, "ppo"),
+}
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """Everything that `train` takes."""
 
-    scenario: Annotated[PaperScenario | EdgeScenario | MixtureScenario, Discriminator("kind")] = (
-        field(default_factory=PaperScenario)
-    )
+    scenario: Scenario = field(default_factory=PaperScenario)
     env: EpisodeConfig = field(default_factory=EpisodeConfig)
     splits: SplitsConfig = field(default_factory=SplitsConfig)
-    network: NetworkConfig = field(default_factory=NetworkConfig)
+    network: Network = field(default_factory=Transformer)
+    algorithm: Algorithm = field(default_factory=PPO)
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     run: RunConfig = field(default_factory=RunConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
@@ -67,28 +104,26 @@ class TrainConfig:
 
     def validate(self) -> None:
         """Raises ConfigError for the first impossible setting."""
-        for part in fields(self):
-            value: Any = getattr(self, part.name)
-            if hasattr(value, "validate"):
-                try:
-                    value.validate()
-                except ValueError as error:
-                    raise ConfigError(str(error)) from None
-        if self.learner.layer and (self.splits.constraints or self.splits.terms):
-            raise ConfigError(
-                f"learner.layer is {self.learner.layer}; must be 0 with splits.constraints or "
-                "splits.terms, which speak of one split per user"
-            )
+        try:
+            for part in fields(self):
+                if part.name != "algorithm" and hasattr(getattr(self, part.name), "validate"):
+                    getattr(self, part.name).validate()
+            self.algorithm.validate(self.to_learner())
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
         if not 0 <= self.seed < 2**32:
             raise ConfigError(f"seed is {self.seed}; must be in 0..{2**32 - 1}")
 
-    def to_env(self) -> EnvConfig:
-        """The environment's static choices: its episodes, and its splits."""
-        return EnvConfig(**asdict(self.env), solver=self.splits)
+    def to_env(self) -> Environment:
+        """The environment: its episodes, and its splits."""
+        make = KINDS["env"].implementation(self.env)[1]
+        env: Environment = make(**asdict(self.env), solver=self.splits.to_solver())
+        return env
 
     def to_learner(self, devices: Devices = ONE_DEVICE) -> Learner:
         """The static part of training."""
-        return Learner(self.scenario, self.to_env(), self.network, self.learner, devices)
+        parts = (self.scenario, self.to_env(), self.network, self.algorithm, self.learner)
+        return Learner(*parts, devices)
 
     def find_devices(self) -> Devices:
         """What to train on. Raises ConfigError where the instances cannot be spread over it."""
@@ -106,6 +141,20 @@ class TrainConfig:
         return devices
 
 
+def to_settings(config: TrainConfig) -> dict[str, Any]:
+    """Every setting, nested as in a file."""
+    settings = asdict(config)
+    for section, kinds in KINDS.items():
+        kind = kinds.implementation(getattr(config, section))[0]
+        settings[section] = {"kind": kind, **settings[section]}
+    return settings
+
+
+def with_kind(config: TrainConfig, section: str, kind: str, allowed: Plugins) -> TrainConfig:
+    """With another kind of scenario, network, ..., whose settings are its defaults."""
+    return replace(config, **{section: KINDS[section].record(section, kind, allowed, None)()})
+
+
 def preset_folder() -> Path:
     """Where the shipped YAML files are: inside the installed package, or beside a checkout's."""
     places = (PACKAGE / "configs", PACKAGE.parent / "configs")
@@ -115,148 +164,3 @@ def preset_folder() -> Path:
 def presets() -> list[str]:
     """Names of the shipped configurations."""
     return sorted(path.stem for path in preset_folder().glob("*.yaml"))
-
-
-def load_config(source: str | Path) -> TrainConfig:
-    """A shipped configuration by name, or any YAML file by path.
-
-    Settings left out keep their defaults. Raises ConfigError for an unknown name, an unreadable
-    file, an unknown setting (naming the nearest), a wrong type or an impossible value.
-    """
-    path = Path(source)
-    if str(source) in presets():
-        path = preset_folder() / f"{source}.yaml"
-    elif not path.is_file():
-        near = nearest(str(source), presets())
-        raise ConfigError(
-            f"config is {str(source)!r}; must be a YAML file or one of {', '.join(presets())}{near}"
-        )
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"config is {str(source)!r}, which cannot be read: {error}") from None
-    return parse_config(text, str(path))
-
-
-def parse_config(text: str, source: str = "<text>") -> TrainConfig:
-    """The configuration in a YAML text; `source` names it in errors."""
-    try:
-        settings = yaml.load(text, _StrictLoader)  # a SafeLoader
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
-    return from_settings({} if settings is None else settings, source)
-
-
-def from_settings(settings: Any, source: str) -> TrainConfig:
-    """The configuration with these settings, nested as in a file; `source` names them in errors.
-
-    Raises ConfigError as `load_config`.
-    """
-    _refuse_unknown(settings, TrainConfig, source, "")
-    if "scenario" in settings:
-        settings = {**settings, "scenario": {"kind": "paper", **settings["scenario"]}}
-    try:
-        config = TypeAdapter(TrainConfig).validate_python(settings)
-    except ValidationError as error:
-        raise ConfigError(
-            "\n".join(dict.fromkeys(_describe(source, e) for e in error.errors()))
-        ) from None
-    try:
-        config.validate()
-    except ConfigError as error:
-        raise ConfigError(f"{source}: {error}") from None
-    return config
-
-
-def to_yaml(config: TrainConfig) -> str:
-    """Every setting, resolved; `parse_config` reads it back to an equal configuration."""
-    settings = _lists(asdict(config))
-    return yaml.safe_dump(settings, sort_keys=False, default_flow_style=None, width=100)
-
-
-class UniqueKeyLoader(yaml.SafeLoader):
-    """YAML in which a key may not appear twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in seen:
-            if seen.count(key) > 1:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"setting {key!r} appears twice", node.start_mark
-                )
-        return super().construct_mapping(node, deep)
-
-
-class _StrictLoader(UniqueKeyLoader):
-    """In which `off` and `no` are words, too, as in YAML 1.2."""
-
-
-_StrictLoader.yaml_implicit_resolvers = {
-    first: [(tag, rule) for tag, rule in rules if not tag.endswith(":bool")]
-    for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_StrictLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile("true|True|TRUE|false|False|FALSE"), list("tTfF")
-)
-
-
-def _refuse_unknown(settings: Any, record: type, source: str, path: str) -> None:
-    if not isinstance(settings, dict):
-        what = path or "the file"
-        raise ConfigError(f"{source}: {what} is {settings!r}; must be a mapping of settings")
-    types = get_type_hints(record)
-    allowed = list(types)
-    for key, value in settings.items():
-        name = f"{path}.{key}" if path else str(key)
-        if key not in allowed:
-            near = nearest(str(key), allowed)
-            raise ConfigError(
-                f"{source}: {name} is unknown; must be one of {', '.join(allowed)}{near}"
-            )
-        if isinstance(value, bool) != (types[key] is bool):  # pydantic takes true for 1
-            wanted = "true or false" if types[key] is bool else "a number or a text"
-            raise ConfigError(f"{source}: {name} is {value!r}; must be {wanted}")
-        for inner, of, where in _inside(types[key], value, source, name):
-            _refuse_unknown(inner, of, source, where)
-
-
-def _inside(kind: Any, value: Any, source: str, name: str) -> list[tuple[Any, type, str]]:
-    """The settings within a setting of some type: themselves, their record and their path."""
-    found = get_args(kind) or (kind,)
-    records = [each for each in found if isinstance(each, type) and is_dataclass(each)]
-    if get_origin(kind) is tuple:
-        parts = value if records and isinstance(value, list | tuple) else ()
-        return [(part, records[0], f"{name}.{i}") for i, part in enumerate(parts)]
-    if len(records) > 1:
-        return [(value, _scenario_class(value, source), name)]
-    return [(value, record, name) for record in records]
-
-
-def _scenario_class(settings: Any, source: str) -> type:
-    kind = settings.get("kind", "paper") if isinstance(settings, dict) else "paper"
-    if not isinstance(kind, str) or kind not in SCENARIOS:
-        raise ConfigError(
-            f"{source}: scenario.kind is {kind!r}; must be one of {', '.join(SCENARIOS)}"
-            + nearest(str(kind), list(SCENARIOS))
-        )
-    return SCENARIOS[kind]
-
-
-def nearest(name: str, allowed: list[str]) -> str:
-    close = difflib.get_close_matches(name, allowed, n=1, cutoff=0.5)
-    return f" (did you mean {close[0]}?)" if close else ""
-
-
-def _describe(source: str, error: Any) -> str:
-    place = [str(part) for part in error["loc"]]
-    if place[0] == "scenario":  # then comes its kind, which is no part of the path in the file
-        del place[1]
-    path = ".".join(place)
-    return f"{source}: {path} is {error['input']!r}; {error['msg'][0].lower()}{error['msg'][1:]}"
-
-
-def _lists(value: Any) -> Any:
-    """Tuples as lists: YAML knows no tuples."""
-    if isinstance(value, dict):
-        return {key: _lists(item) for key, item in value.items()}
-    return [_lists(item) for item in value] if isinstance(value, list | tuple) else value

@@ -10,11 +10,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from offload_jax.env.config import EnvConfig
+from offload_jax.env.environment import Environment
 from offload_jax.evaluation.reference import validation_set
 from offload_jax.learning.devices import ONE_DEVICE, Devices
-from offload_jax.policy.network import NetworkConfig
-from offload_jax.policy.policy import Policy, greedy_plan
+from offload_jax.policy.decoding import greedy_plan
+from offload_jax.policy.network import Network
+from offload_jax.policy.policy import Policy
 from offload_jax.problem import equations
 from offload_jax.problem.instance import Instance
 from offload_jax.runs.config import TrainConfig
@@ -34,13 +35,14 @@ def validation(config: TrainConfig, devices: Devices) -> Callable[[Any], float]:
 def validation_instances(config: TrainConfig) -> tuple[Instance, Float[Array, "instances"]]:
     """The run's own, the same at every evaluation, and their reference gains (s)."""
     key = jax.random.fold_in(jax.random.key(config.seed), VALIDATION)
-    return validation_set(config.scenario, config.run.eval_instances, key, config.splits)
+    solver = config.splits.to_solver()
+    return validation_set(config.scenario, config.run.eval_instances, key, solver)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def _spread_gap(
-    network: NetworkConfig,
-    env: EnvConfig,
+    network: Network,
+    env: Environment,
     devices: Devices,
     params: Any,
     instances: Instance,
@@ -54,8 +56,8 @@ def _spread_gap(
 
 
 def mean_gap(
-    network: NetworkConfig,
-    env: EnvConfig,
+    network: Network,
+    env: Environment,
     params: Any,
     instances: Instance,
     best: Float[Array, "instances"],

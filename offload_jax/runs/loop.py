@@ -15,7 +15,7 @@ import jax
 from offload_jax.files.checks import RunError
 from offload_jax.learning import learner as learning
 from offload_jax.learning import nonfinite
-from offload_jax.learning.config import Learner
+from offload_jax.learning.algorithm import Learner
 from offload_jax.learning.devices import ONE_DEVICE, Devices, local_copy, memory_mb
 from offload_jax.learning.learner import LearnerState, Metrics
 from offload_jax.runs import multihost
@@ -46,7 +46,7 @@ def loop(
         if multihost.any_of_all(stop.is_set()):
             break
         state, metrics = _update(learner, state)
-        if metrics.sound:
+        if metrics["sound"]:
             recorder.period.add(metrics)
         else:
             state = past_fault(recorder, state)

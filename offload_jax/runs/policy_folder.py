@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +19,11 @@ from flax import traverse_util
 
 from offload_jax.files import disk
 from offload_jax.files.checks import ConfigError, PolicyError
+from offload_jax.files.plugins import Plugins, nearest
 from offload_jax.learning import learner as learning
 from offload_jax.policy.policy import Policy
-from offload_jax.runs.config import TrainConfig, from_settings, nearest
+from offload_jax.runs.config import TrainConfig, to_settings
+from offload_jax.runs.config_file import from_settings
 
 FORMAT, VERSION = "offload-jax/policy", 1
 FOLDER = disk.PACKAGE / "assets" / "policies"  # looked up at every call
@@ -60,10 +61,11 @@ def save(
     `about` is what policy.json says of the weights' origin; `card` is the text for people.
     """
     disk.check_free(folder)
+    settings = to_settings(config)
     document = {
         "format": FORMAT,
         "version": VERSION,
-        "settings": {name: asdict(config)[name] for name in SETTINGS},
+        "settings": {name: settings[name] for name in SETTINGS},
         "temperature": float(policy.temperature),
         "about": dict(about),
     }
@@ -74,10 +76,11 @@ def save(
         disk.seal(new)
 
 
-def load(source: str | Path) -> tuple[Policy, TrainConfig]:
+def load(source: str | Path, plugins: Plugins = ()) -> tuple[Policy, TrainConfig]:
     """A shipped policy by name, or any policy folder, and the configuration it was trained for.
 
-    Raises ConfigError where there is none, PolicyError where it is not as it was written.
+    Raises ConfigError where there is none, and for code of the user's own that `plugins` does not
+    name; PolicyError where it is not as it was written.
     """
     folder = find(source)
     try:
@@ -93,7 +96,7 @@ def load(source: str | Path) -> tuple[Policy, TrainConfig]:
             f"{folder}/policy.json is of format {found}; this version of offload-jax reads "
             f"{(FORMAT, VERSION)}"
         )
-    config = from_settings(document["settings"], f"{folder}/policy.json")
+    config = from_settings(document["settings"], f"{folder}/policy.json", plugins)
     with np.load(folder / "weights.npz", allow_pickle=False) as arrays:
         params = _nested(dict(arrays), config, folder)
     name = folder.name if source in names() else str(folder)

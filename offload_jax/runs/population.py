@@ -2,8 +2,7 @@
 
 A population is a folder of run directories. Each is a run like any other, with its own settings,
 rows and checkpoints: it can be evaluated, or gone on with alone. They share the scenario and all
-static settings, so one compiled update serves all of them (`learning.config.Hyperparameters` are
-traced).
+static settings, so one compiled update serves all of them (`Learner.numbers` are traced).
 """
 
 from __future__ import annotations
@@ -13,19 +12,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import jax
 
 from offload_jax.files.checks import ConfigError
 from offload_jax.files.disk import replace_file
-from offload_jax.learning.config import Hyperparameters
+from offload_jax.files.plugins import Plugins
 from offload_jax.learning.devices import Devices, find_devices
 from offload_jax.runs import run_folder
-from offload_jax.runs.config import TrainConfig
+from offload_jax.runs.config import TrainConfig, to_settings
 
 Members = dict[str, TrainConfig]  # settings by the name of the member's folder
 FILE = "population.json"  # the names of a population's runs
-TRACED = tuple(field.name for field in fields(Hyperparameters))
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,8 @@ class PopulationConfig:
         """The runs by name. Raises ConfigError for impossible values."""
         if self.seeds < 1:
             raise ConfigError(f"population.seeds is {self.seeds}; must be at least 1")
-        varied = {name: getattr(self, name) for name in TRACED if getattr(self, name)}
+        names = [one.name for one in fields(self) if one.name != "seeds"]
+        varied = {name: getattr(self, name) for name in names if getattr(self, name)}
         for name, values in varied.items():
             if len(set(values)) < len(values):
                 raise ConfigError(f"population.{name} is {values}; must be different values")
@@ -54,13 +54,27 @@ class PopulationConfig:
         for seed, *values in product(range(base.seed, base.seed + self.seeds), *varied.values()):
             chosen = dict(zip(varied, values, strict=True))
             name = "-".join([f"seed-{seed}", *(f"{key}-{v!r}" for key, v in chosen.items())])
-            found[name] = replace(base, seed=seed, learner=replace(base.learner, **chosen))
+            found[name] = replace(_with(base, chosen), seed=seed)
             found[name].validate()
         return found
 
     def is_one(self) -> bool:
         """Whether this asks for no more than an ordinary run."""
         return self == PopulationConfig()
+
+
+def _with(config: TrainConfig, chosen: Mapping[str, float]) -> TrainConfig:
+    """The settings with other numbers of the learner or of its algorithm."""
+    known = {name.partition(".")[2]: name for name in config.to_learner().numbers()}
+    for key, value in chosen.items():
+        if key not in known:
+            raise ConfigError(
+                f"population.{key} is given, which this algorithm does not have; must be among "
+                f"{', '.join(known)}"
+            )
+        section = known[key].partition(".")[0]
+        config = replace(config, **{section: replace(getattr(config, section), **{key: value})})
+    return config
 
 
 def is_population(folder: Path) -> bool:
@@ -73,7 +87,7 @@ def write_members(folder: Path, members: Members) -> None:
     replace_file(folder / FILE, json.dumps({"members": list(members)}, indent=1))
 
 
-def read_members(folder: Path) -> Members:
+def read_members(folder: Path, plugins: Plugins = ()) -> Members:
     """The settings of a population's runs. Raises ConfigError where they cannot be read."""
     try:
         names = json.loads((folder / FILE).read_bytes())["members"]
@@ -81,7 +95,7 @@ def read_members(folder: Path) -> Members:
         raise ConfigError(
             f"{folder / FILE} cannot be read ({error!r}); must name members"
         ) from None
-    return {name: run_folder.read_config(folder / name) for name in names}
+    return {name: run_folder.read_config(folder / name, plugins) for name in names}
 
 
 def going_on(saved: Members, base: TrainConfig, wanted: TrainConfig) -> Members:
@@ -105,15 +119,23 @@ def check_alike(members: Mapping[str, TrainConfig]) -> None:
     if jax.process_count() > 1:
         raise ConfigError("population cannot be trained in several processes; must be in one")
     first = next(iter(members.values()))
+    numbers = first.to_learner().numbers()
     for name, config in members.items():
         config.validate()
-        traced = {field: getattr(first.learner, field) for field in TRACED}
-        learner = replace(config.learner, **traced)
-        if replace(config, seed=first.seed, learner=learner) != first:
+        if _shared(config) != _shared(first):
             raise ConfigError(
                 f"population has a member {name} that differs from the first; must share all "
-                f"settings but seed and learner.{{{','.join(TRACED)}}}"
+                f"settings but seed, {', '.join(numbers)}"
             )
+
+
+def _shared(config: TrainConfig) -> dict[str, Any]:
+    """All settings but the seed and the numbers that may differ."""
+    settings, numbers = to_settings(config), config.to_learner().numbers()
+    for section in ("learner", "algorithm"):
+        inner = settings[section].items()
+        settings[section] = {k: v for k, v in inner if f"{section}.{k}" not in numbers}
+    return {**settings, "seed": None}
 
 
 def member_devices(members: Mapping[str, TrainConfig]) -> Devices:

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,17 +16,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from offload_jax.env.config import EnvConfig
+from offload_jax.env.environment import Environment
 from offload_jax.files.checks import ConfigError, RunError
 from offload_jax.learning import learner as learning
-from offload_jax.learning.config import Hyperparameters, Learner
-from offload_jax.learning.devices import ONE_DEVICE, Devices, local_copy
+from offload_jax.learning.algorithm import Learner
+from offload_jax.learning.devices import Devices, local_copy
 from offload_jax.learning.learner import LearnerState, Metrics
-from offload_jax.policy.network import NetworkConfig
+from offload_jax.policy.network import Network
 from offload_jax.problem.instance import Instance
 from offload_jax.runs import run_folder, train
 from offload_jax.runs.checkpoint import Checkpoints
-from offload_jax.runs.config import TrainConfig
+from offload_jax.runs.config import TrainConfig, to_settings
 from offload_jax.runs.heldout import mean_gap, validation_instances
 from offload_jax.runs.loop import describe_needs, needs_of, past_fault, stop_requests
 from offload_jax.runs.population import (
@@ -41,6 +41,7 @@ from offload_jax.runs.restore import restore
 from offload_jax.runs.tracking.metrics import MetricsFile
 from offload_jax.runs.tracking.mirror import Mirror
 
+Numbers = dict[str, Array]  # settings that differ between members (`Learner.numbers`)
 Callback = Callable[[dict[str, Row]], None]  # is told the members' rows of one step
 
 
@@ -57,9 +58,9 @@ def train_population(
     `warn` and gets neither further rows nor a result, while the others go on. They are dealt to the
     devices: to as many as get equal numbers of them.
 
-    Raises ConfigError for settings that are impossible or differ in more than Hyperparameters and
-    seed, and for members that have no update in common to go on from, RunError where all members
-    have diverged.
+    Raises ConfigError for settings that are impossible or differ in more than `Learner.numbers` and
+    the seed, and for members that have no update in common to go on from, RunError where all
+    members have diverged.
     """
     check_alike(members)
     first = next(iter(members.values()))  # they share all that is looked at here
@@ -103,7 +104,7 @@ class _Member:
         self.name, self.config, self.folder, self.warn = name, config, parent / name, warn
         self.about = stack.enter_context(run_folder.claimed(self.folder, config))
         folder = self.folder / "checkpoints"
-        kept = {"config": asdict(config), "versions": self.about["starts"][-1]["versions"]}
+        kept = {"config": to_settings(config), "versions": self.about["starts"][-1]["versions"]}
         self.checkpoints = stack.enter_context(Checkpoints(folder, config.run.keep, kept, warn))
         self.diverged = "diverged" in self.about
 
@@ -163,9 +164,9 @@ def _start(group: Sequence[_Member]) -> LearnerState:
     return _stacked(states)
 
 
-def _traced(group: Sequence[_Member]) -> Hyperparameters:
+def _traced(group: Sequence[_Member]) -> Numbers:
     """Of all members; leaves (members,)."""
-    settings = [member.config.learner.hyperparameters() for member in group]
+    settings = [member.config.to_learner().numbers() for member in group]
     return jax.tree.map(lambda *values: jnp.array(values, float), *settings)
 
 
@@ -175,12 +176,12 @@ def _stacked(trees: Sequence[Any]) -> Any:
 
 @partial(jax.jit, static_argnums=0, donate_argnums=2)
 def _update_all(
-    learner: Learner, traced: Hyperparameters, states: LearnerState
+    learner: Learner, traced: Numbers, states: LearnerState
 ) -> tuple[LearnerState, Metrics]:
     """One update of every member; leaves (members, ...)."""
 
-    def one(own: Hyperparameters, state: LearnerState) -> tuple[LearnerState, Metrics]:
-        return learning.update(replace(learner, devices=ONE_DEVICE, traced=own), state)
+    def one(own: Numbers, state: LearnerState) -> tuple[LearnerState, Metrics]:
+        return learning.update(learner.with_numbers(own), state)
 
     return learner.devices.spread_members(jax.vmap(one))(traced, states)
 
@@ -197,8 +198,8 @@ def _validation(group: Sequence[_Member], devices: Devices) -> Callable[[Any], n
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def _gaps(
-    network: NetworkConfig,
-    env: EnvConfig,
+    network: Network,
+    env: Environment,
     devices: Devices,
     params: Any,
     instances: Instance,
@@ -211,7 +212,7 @@ def _gaps(
 def _loop(
     group: Sequence[_Member],
     learner: Learner,
-    traced: Hyperparameters,
+    traced: Numbers,
     states: LearnerState,
     step: int,
     stop: threading.Event,
@@ -250,7 +251,7 @@ def _record(
     for i, member in enumerate(group):
         if member.diverged:
             continue
-        if found.sound[i]:
+        if found["sound"][i]:
             member.recorder.period.add(_taken(found, i))
         else:
             past[i] = member.past_fault(_taken(local_copy(states), i))

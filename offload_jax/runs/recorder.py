@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -34,9 +34,8 @@ class Period:
     started: float = field(default_factory=time.perf_counter)
 
     def add(self, metrics: Metrics) -> None:
-        numbers = asdict(jax.device_get(metrics))
-        del numbers["sound"]
-        self.updates.append({name: float(value) for name, value in numbers.items()})
+        numbers = jax.device_get(metrics)
+        self.updates.append({n: float(x) for n, x in numbers.items() if n != "sound"})
         self.made += 1
         self.skipped_in_a_row = 0
 

@@ -18,7 +18,7 @@ import sys
 import uuid
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
@@ -28,7 +28,9 @@ import jax
 
 from offload_jax.files.checks import ConfigError
 from offload_jax.files.disk import PACKAGE, replace_file
-from offload_jax.runs.config import TrainConfig, load_config, to_yaml
+from offload_jax.files.plugins import Plugins
+from offload_jax.runs.config import TrainConfig, to_settings
+from offload_jax.runs.config_file import load_config, to_yaml
 
 # What a start that was killed at once may leave (of files, by `disk.replace_file`).
 _LEFT = re.compile(r"\.lock|run\.json|(config\.yaml|run\.json|population\.json)\.[0-9a-f]{32}\.tmp")
@@ -78,7 +80,7 @@ def claimed(folder: Path, config: TrainConfig) -> Iterator[dict[str, Any]]:
     """
     with _claimed(folder):
         if is_run(folder):
-            config = resumed(read_config(folder), config)
+            config = resumed(read_config(folder, plugins=None), config)  # `config` has been checked
         yield _write_about(folder, config)
 
 
@@ -134,15 +136,18 @@ def save_about(folder: Path, about: dict[str, Any]) -> None:
     replace_file(folder / "run.json", json.dumps(about, indent=1))
 
 
-def read_config(folder: str | Path) -> TrainConfig:
-    """The settings of a run directory. Raises ConfigError where it is none."""
+def read_config(folder: str | Path, plugins: Plugins = ()) -> TrainConfig:
+    """The settings of a run directory.
+
+    Raises ConfigError where it is none, and for code of the user's own that `plugins` do not name.
+    """
     if not is_run(Path(folder)):
         inner = next(Path(folder).glob("*/config.yaml"), None)
         hint = f", such as {inner.parent}" if inner else ""
         raise ConfigError(
             f"run is {str(folder)!r}; must be a run directory (with a config.yaml){hint}"
         )
-    return load_config(Path(folder) / "config.yaml")
+    return load_config(Path(folder) / "config.yaml", plugins)
 
 
 def resumed(saved: TrainConfig, wanted: TrainConfig) -> TrainConfig:
@@ -156,7 +161,7 @@ def resumed(saved: TrainConfig, wanted: TrainConfig) -> TrainConfig:
         tracking=wanted.tracking,
         learner=replace(saved.learner, updates=wanted.learner.updates),
     )
-    before, after = _flat(asdict(same)), _flat(asdict(wanted))
+    before, after = _flat(to_settings(same)), _flat(to_settings(wanted))
     for name in before | after:
         if before.get(name) != after.get(name):
             raise ConfigError(

@@ -17,14 +17,16 @@ from offload_jax.evaluation.charts import learning_curve
 from offload_jax.evaluation.charts import save as save_figure
 from offload_jax.evaluation.reference import reference_name
 from offload_jax.files.checks import CheckpointError, ConfigError
+from offload_jax.files.plugins import Plugins
 from offload_jax.learning import learner as learning
 from offload_jax.learning.devices import Devices
 from offload_jax.learning.learner import LearnerState
+from offload_jax.learning.trajectories import sample_instances
 from offload_jax.plans.outcome import check_all_local
 from offload_jax.policy.policy import Policy
 from offload_jax.runs import multihost, policy_folder, run_folder
 from offload_jax.runs.checkpoint import Checkpoints
-from offload_jax.runs.config import TrainConfig
+from offload_jax.runs.config import TrainConfig, to_settings
 from offload_jax.runs.loop import describe_needs, loop, prepare, stop_requests
 from offload_jax.runs.recorder import Callback, Recorder, Reporter, Row
 from offload_jax.runs.restore import find, restore
@@ -99,9 +101,9 @@ def _trained(
     """The state at the end of a run whose directory is claimed."""
     first, checkpoints_folder = multihost.is_first(), folder / "checkpoints"
     tracking = config.tracking if first else replace(config.tracking, wandb="off")
-    kept = {"config": asdict(config), "versions": about["starts"][-1].get("versions")}
+    kept = {"config": to_settings(config), "versions": about["starts"][-1].get("versions")}
     with (
-        Mirror(tracking, folder, about["id"], asdict(config), warn) as mirror,
+        Mirror(tracking, folder, about["id"], to_settings(config), warn) as mirror,
         Checkpoints(
             checkpoints_folder, config.run.keep, kept, warn, mirror.checkpoint
         ) as checkpoints,
@@ -137,14 +139,15 @@ def finish(
 def draw_curve(folder: Path, config: TrainConfig) -> None:
     """Draws learning_curve.png of a run's rows."""
     rows = read_rows(folder / "metrics.jsonl")
-    curve = learning_curve(rows, reference_name(config.scenario, config.splits))
+    curve = learning_curve(rows, reference_name(config.scenario, config.splits.to_solver()))
     save_figure(curve, folder / "learning_curve.png")
 
 
 def read_result(folder: Path, config: TrainConfig, step: int) -> RunResult:
     """What a run directory holds after `step` updates."""
     rows = read_rows(folder / "metrics.jsonl")
-    return RunResult(folder, load_policy(folder), rows, step, step >= config.learner.updates)
+    policy = load_policy(folder, plugins=None)  # of a run that has just been trained here
+    return RunResult(folder, policy, rows, step, step >= config.learner.updates)
 
 
 def initial_state(config: TrainConfig) -> LearnerState:
@@ -156,9 +159,9 @@ def initial_state(config: TrainConfig) -> LearnerState:
 def check_rules(config: TrainConfig) -> None:
     """Raises ConfigError for constraints that all-local plans of the scenario break."""
     if config.splits.constraints:
-        instances = learning.sample_instances(config.scenario, jax.random.key(config.seed), 64)
+        instances = sample_instances(config.scenario, jax.random.key(config.seed), 64)
         try:
-            check_all_local(instances, config.splits)
+            check_all_local(instances, config.splits.to_solver())
         except ValueError as error:
             raise ConfigError(str(error)) from None
 
@@ -206,29 +209,33 @@ def check_init_from(config: TrainConfig) -> None:
             )
 
 
-def settings_of(source: str | Path) -> TrainConfig:
+def settings_of(source: str | Path, plugins: Plugins = ()) -> TrainConfig:
     """What a policy was trained for (`load_policy`). Raises ConfigError where there is none."""
     if policy_folder.is_policy(source):
-        return policy_folder.load(source)[1]
-    return run_folder.read_config(source)
+        return policy_folder.load(source, plugins)[1]
+    return run_folder.read_config(source, plugins)
 
 
 def load_policy(
-    source: str | Path, which: str = "best", warn: Callable[[str], None] = warnings.warn
+    source: str | Path,
+    which: str = "best",
+    warn: Callable[[str], None] = warnings.warn,
+    plugins: Plugins = (),
 ) -> Policy:
     """A shipped policy by its name, that of a policy folder, or of a run directory.
 
     The names are strings: a run directory that bears one is Path("edge") or "./edge".
     Of a run it is the best evaluated checkpoint, or the ``latest``. Damaged checkpoints are left
-    out, and `warn` is told.
+    out, and `warn` is told. Code of your own that it names is loaded only from `plugins`: files or
+    modules.
 
     Raises ConfigError where there is none, PolicyError or CheckpointError for one that is damaged.
     """
     if which not in ("best", "latest"):
         raise ValueError(f"which is {which!r}; must be one of best, latest")
     if policy_folder.is_policy(source):
-        return policy_folder.load(source)[0]
-    folder, config = Path(source), run_folder.read_config(source)
+        return policy_folder.load(source, plugins)[0]
+    folder, config = Path(source), run_folder.read_config(source, plugins)
     like = jax.eval_shape(lambda key: learning.init(config.to_learner(), key), jax.random.key(0))
     # Here, on one device, wherever and on how many it was trained.
     here = SingleDeviceSharding(jax.local_devices()[0])

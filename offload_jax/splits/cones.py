@@ -96,7 +96,7 @@ def _size(x: np.ndarray) -> np.ndarray:
     return np.abs(x).max(axis=1, initial=0)
 
 
-class Solver(Protocol):
+class Backend(Protocol):
     """Solves and differentiates batches of cone programs of one structure."""
 
     structure: Structure
@@ -244,7 +244,7 @@ class Diffcp:
         return matrices, list(program.bound), list(program.linear), cones
 
 
-SOLVERS: dict[str, type[Moreau] | type[Diffcp]] = {
+BACKENDS: dict[str, type[Moreau] | type[Diffcp]] = {
     "cvxpylayers-moreau": Moreau,
     "cvxpylayers-diffcp": Diffcp,
 }

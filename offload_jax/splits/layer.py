@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from offload_jax.splits.cones import SOLVERS, Program, Solver
+from offload_jax.splits.cones import BACKENDS, Backend, Program
 
 if TYPE_CHECKING:
     import cvxpy as cp
@@ -54,7 +54,7 @@ class Answer(NamedTuple):
 
 
 class ConeLayer:
-    """The problem with one of the solvers in `SOLVERS`, differentiable in its parameters.
+    """The problem with one of the solvers in `BACKENDS`, differentiable in its parameters.
 
     `outputs` are variables of the problem, or `constraint.dual_variables[0]` for multipliers. Rows
     of a batch are solved apart: one that is infeasible or not finite gets a large residual and zero
@@ -83,7 +83,7 @@ class ConeLayer:
         self.ndims = tuple(parameter.ndim for parameter in parameters)
         self._order = np.argsort(layer.ctx.user_order_to_col_order)
         self._recover = layer.ctx.var_recover
-        self._host = _Host(layer, SOLVERS[solver])
+        self._host = _Host(layer, BACKENDS[solver])
         exact, self._rough = partial(self._solve, rough=False), partial(self._solve, rough=True)
         self._exact = jax.custom_vjp(exact)
         self._exact.defvjp(lambda packed, active: (exact(packed, active), packed), self._pull)
@@ -173,8 +173,8 @@ def _words(x: np.ndarray, dtype: np.dtype) -> np.ndarray:
 
 def check_solver(solver: str) -> None:
     """Raises ValueError for an unknown solver, and where its package is not installed."""
-    if solver not in SOLVERS:
-        raise ValueError(f"solver is {solver!r}; must be one of {', '.join(SOLVERS)}")
+    if solver not in BACKENDS:
+        raise ValueError(f"solver is {solver!r}; must be one of {', '.join(BACKENDS)}")
     package = solver.removeprefix("cvxpylayers-")
     if find_spec(package) is None:
         source = "'offload-jax[moreau]'" if package == "moreau" else package
@@ -214,12 +214,12 @@ def _canonicalise(
 class _Host:
     """The layer's NumPy side: parameters to cone programs, and cotangents the way back."""
 
-    def __init__(self, layer: CvxpyLayer, make_solver: Callable[[Any], Solver]) -> None:
+    def __init__(self, layer: CvxpyLayer, make_backend: Callable[[Any], Backend]) -> None:
         context = layer.ctx
         self._quadratic = context.reduced_P.reduced_mat
         self._linear = context.q.tocsr()
         self._constraint = context.reduced_A.reduced_mat.tocsr()
-        self._solver = make_solver(context.solver_ctx)
+        self._solver = make_backend(context.solver_ctx)
         self.dual_size, self.primal_size = self._solver.structure.shape
         self._lock = threading.Lock()  # callbacks may come from several threads
 

@@ -16,7 +16,7 @@ from paths import GOLDEN, ROOT
 from offload_jax import cli
 from offload_jax.export.card import card_of
 from offload_jax.files import records
-from offload_jax.runs.config import load_config
+from offload_jax.runs.config_file import load_config
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 
@@ -82,7 +82,7 @@ def test_a_card_says_whether_its_settings_are_all_there_was(tmp_path) -> None:
         (["train", "--config", "nope"], "config is 'nope'"),
         (["train", "--learner.samples", "1", "--dry-run"], "learner.samples is 1"),
         (["eval", "--run", "nowhere"], "must be a run directory"),
-        (["eval", "--methods", "magic", "--no-policy"], "methods has 'magic'"),
+        (["eval", "--methods", "magic", "--no-policy"], "methods is 'magic'; must be one of deny"),
         (["eval", "--config", "edge"], "config is 'edge'; must be left out"),
         (["train", "--config", "smoke", "--config", "nope"], "config is 'nope'"),
         (["eval", "--no-policy", "--instances", "missing.json"], "missing.json"),

@@ -31,10 +31,11 @@ from offload_jax.export.bundle import fewest_users, trained_ranges, write_bundle
 from offload_jax.files.checks import BundleError, ConfigError, SchemaError
 from offload_jax.files.records import parse_instances, parse_plan
 from offload_jax.plans.plan import add_batch
-from offload_jax.policy.policy import Policy, greedy_plan
+from offload_jax.policy.decoding import greedy_plan
+from offload_jax.policy.policy import Policy
 from offload_jax.problem.instance import from_record
-from offload_jax.runs.config import from_settings, load_config
-from offload_jax.splits import SplitsConfig
+from offload_jax.runs.config_file import from_settings, load_config
+from offload_jax.splits import solver_named
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 
@@ -94,7 +95,7 @@ def test_outputs_are_what_numpy_says(bundle) -> None:
 
 
 def test_a_policy_with_rules_of_its_own_is_refused(policy, tmp_path) -> None:
-    ruled = replace(policy, env=replace(policy.env, solver=SplitsConfig("cvxpylayers-moreau")))
+    ruled = policy.with_solver(solver_named("cvxpylayers-moreau"))
     with pytest.raises(ConfigError, match=r"splits.solver is cvxpylayers-moreau; must be native"):
         write_bundle(tmp_path / "b", ruled, CONFIG, {}, "", WANTED)
     (tmp_path / "c").mkdir()

@@ -237,17 +237,3 @@ def test_candidates_are_the_pairs_of_largest_reduced_gain(candidates):
         )
         pairs = np.moveaxis(everything.pairs[..., i], 2, 0).reshape(few.pairs.shape[2], -1)
         np.testing.assert_allclose(few.pairs[:, 0, :, i], pairs[:, chosen].T, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.fast
-def test_a_one_shot_policy_sees_the_empty_plan():
-    """And whose turn it is, and what is still legal."""
-    instances = world("edge")
-    state, _, env = middle(instances, "arrival")
-    once = replace(env, one_shot=True)
-    now, first = (numpy(seen(instances, s, once)[1]) for s in (state, reset(instances, once)))
-    assert not now.granted.any()
-    np.testing.assert_array_equal(now.undecided, first.undecided)
-    np.testing.assert_allclose(now.overall, first.overall)
-    np.testing.assert_array_equal(now.mask, action_mask(instances, state, once))
-    np.testing.assert_array_equal(now.current, seen(instances, state, env)[1].current)

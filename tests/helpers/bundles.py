@@ -16,7 +16,7 @@ from offload_jax.export.artifacts import ExportConfig
 from offload_jax.export.bundle import write_bundle
 from offload_jax.learning import learner as learning
 from offload_jax.policy.policy import Policy
-from offload_jax.runs.config import from_settings
+from offload_jax.runs.config_file import from_settings
 
 SMALL = {"kind": "edge", "num_users": (4, 5, 6), "batches": 2, "servers": 2, "models": 2}
 CONFIG = from_settings(

@@ -14,7 +14,7 @@ import numpy as np
 from offload_jax.env.config import EnvConfig
 from offload_jax.env.state import State, action_mask
 from offload_jax.env.step import reset, step
-from offload_jax.learning.learner import sample_instances
+from offload_jax.learning.trajectories import sample_instances
 from offload_jax.problem.instance import Instance
 from offload_jax.problem.scenario import EdgeScenario, PaperScenario
 

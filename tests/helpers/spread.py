@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -20,7 +20,8 @@ from offload_jax.files.checks import ConfigError
 from offload_jax.learning import learner as learning
 from offload_jax.learning.devices import local_copy
 from offload_jax.runs import loop, multihost
-from offload_jax.runs.config import TrainConfig, load_config
+from offload_jax.runs.config import TrainConfig
+from offload_jax.runs.config_file import load_config
 from offload_jax.runs.train import initial_state, train
 
 COLLECTIVES = "all_reduce|all_gather|all_to_all|collective_permute|reduce_scatter"
@@ -58,7 +59,7 @@ def updates(config: TrainConfig, address: str, process: str) -> dict[str, Any]:
         rows = []
         for _ in range(config.learner.updates):
             state, metrics = loop._update(learner, state)
-            rows.append({name: float(x) for name, x in asdict(jax.device_get(metrics)).items()})
+            rows.append({name: float(x) for name, x in jax.device_get(metrics).items()})
         here = local_copy(state)  # as a fault is looked into
         refused = ""
         try:
@@ -80,11 +81,13 @@ def faulty(config: TrainConfig, address: str, folder: str, process: str) -> dict
     collect = learning.collect
 
     def sometimes_wrong(learner: Any, params: Any, sample_key: Any, roll_key: Any) -> Any:
-        instances, final, batch = collect(learner, params, sample_key, roll_key)
+        instances, collected = collect(learner, params, sample_key, roll_key)
+        decisions = collected.decisions
         wrong = jax.random.uniform(sample_key) < 0.4
         wait = instances.wait.at[0].set(jnp.where(wrong, jnp.nan, 1.0))
-        reward = batch.reward + jnp.where(wrong, jnp.nan, 0.0)
-        return replace(instances, wait=wait), final, replace(batch, reward=reward)
+        reward = decisions.reward + jnp.where(wrong, jnp.nan, 0.0)
+        decisions = replace(decisions, reward=reward)
+        return replace(instances, wait=wait), replace(collected, decisions=decisions)
 
     learning.collect = sometimes_wrong
     said: list[str] = []

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 from wandb_server import Server
 
-from offload_jax.runs.config import TrainConfig, to_yaml
+from offload_jax.runs.config import TrainConfig
+from offload_jax.runs.config_file import to_yaml
 from offload_jax.runs.tracking.metrics import MetricsFile, TrackingConfig, read_rows
 from offload_jax.runs.tracking.mirror import Mirror
 

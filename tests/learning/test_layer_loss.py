@@ -12,27 +12,29 @@ import pytest
 from episodes import WORLDS, world
 from problems import EVALUATE
 
-from offload_jax.env.config import EnvConfig
+from offload_jax.env.environment import Snapshot
 from offload_jax.env.observation import observe
 from offload_jax.env.step import reset
 from offload_jax.files.checks import ConfigError
 from offload_jax.learning import learner as learning
-from offload_jax.learning import loss
-from offload_jax.learning.algorithms.layer import OVERLOAD, expected_loss, soft_assignment
-from offload_jax.learning.config import Learner, LearnerConfig
-from offload_jax.policy.network import NetworkConfig
-from offload_jax.policy.rollout import decode, encode, split_samples, unroll
-from offload_jax.policy.sampling import sample_action
-from offload_jax.runs.config import parse_config
-from offload_jax.splits import SOLVERS
+from offload_jax.learning.algorithm import Learner
+from offload_jax.learning.algorithms.layer import OVERLOAD, Layer, expected_loss, soft_assignment
+from offload_jax.learning.algorithms.ppo import PPO
+from offload_jax.learning.config import LearnerConfig
+from offload_jax.learning.loss import loss
+from offload_jax.learning.trajectories import best_gain
+from offload_jax.policy.rollout import split_samples
+from offload_jax.policy.transformer import Transformer
+from offload_jax.runs.config_file import parse_config
+from offload_jax.splits import NATIVE, SOLVERS, solver_named
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 
 COUNT, CHOICES = 6, 5
 ENVS = {
-    "arrival": EnvConfig(),
-    "adaptive": EnvConfig(order="adaptive"),
-    "one-shot": EnvConfig(order="sorted", one_shot=True, reward="terminal"),
+    "arrival": Snapshot(),
+    "sorted": Snapshot(order="sorted"),
+    "adaptive": Snapshot(order="adaptive"),
 }
 
 
@@ -79,7 +81,7 @@ def test_a_certain_policy_is_worth_its_plan() -> None:
     plan = np.where(instances.mask, plan, 0)
     taken = plan[:, :, None, None] == np.arange(CHOICES)
     unit = jnp.linspace(1.0, 3.0, COUNT)
-    found = expected_loss(instances, seen, jnp.where(taken, 60.0, 0.0), unit, "native")[:, 0]
+    found = expected_loss(instances, seen, jnp.where(taken, 60.0, 0.0), unit, NATIVE)[:, 0]
     load = np.stack([(np.where(plan == k, instances.demand, 0)).sum(axis=0) for k in range(1, 5)])
     over = np.maximum(load - np.asarray(instances.capacity), 0).sum(axis=0)
     demand = np.where(instances.mask, instances.demand, 0).sum(axis=0)
@@ -88,9 +90,9 @@ def test_a_certain_policy_is_worth_its_plan() -> None:
     assert over.max() > 0
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", [solver_named(name) for name in SOLVERS])
 def test_the_gradient_in_the_logits_is_that_of_differences(x64, solver) -> None:
-    instances, seen, logits = decisions(ENVS["one-shot"])
+    instances, seen, logits = decisions(ENVS["sorted"])
     unit = jnp.full(COUNT, 3.0)
 
     @jax.jit
@@ -110,28 +112,25 @@ def test_stopping_is_not_taught() -> None:
     """In adaptive order it ends the plan for all: pairs get a gradient, its logit none."""
     instances, seen, logits = decisions(ENVS["adaptive"])
     unit = jnp.ones(COUNT)
-    slope = jax.grad(lambda x: jnp.sum(expected_loss(instances, seen, x, unit, "native")))(logits)
+    slope = jax.grad(lambda x: jnp.sum(expected_loss(instances, seen, x, unit, NATIVE)))(logits)
     assert np.all(np.asarray(slope)[..., -1] == 0)
     assert np.abs(np.asarray(slope)[..., :-1]).max() > 1e-3
 
 
-@pytest.mark.parametrize("env", [replace(ENVS["adaptive"], candidates=2), ENVS["one-shot"]])
-def test_in_training_it_is_of_the_empty_plan(env) -> None:
+def test_in_training_it_is_of_the_empty_plan() -> None:
     """Of all users and pairs, whatever a sample decided before and a policy looks at."""
-    config = LearnerConfig(instances=COUNT, samples=3, layer=1.0, objective="layer")
-    learner = Learner(WORLDS["edge"], env, NetworkConfig(width=16, layers=1, heads=2), config)
-    network, params = learner.module(), learning.init(learner, jax.random.key(0)).params
-    instances, seen, _ = decisions(replace(env, candidates=0))
-    final, batch = unroll(network, params, instances, 3, jax.random.key(1), sample_action, env)
-    _, parts = loss.loss(learner, params, instances, batch, None, jnp.zeros(()))
-    encoding = encode(network, params, instances)
-    logits = jnp.stack(
-        [
-            decode(network, params, encoding, jax.tree.map(lambda x, t=t: x[t], seen))[0]
-            for t in range(len(seen.mask))
-        ]
+    config, algorithm = LearnerConfig(instances=COUNT, samples=3), Layer(1.0, surrogate=0.0)
+    network, env = (
+        Transformer(width=16, layers=1, heads=2),
+        Snapshot(order="adaptive", candidates=2),
     )
-    unit = loss.best_gain(instances, final.gain.reshape(COUNT, 3))
+    learner = Learner(WORLDS["edge"], env, network, algorithm, config)
+    params = learning.init(learner, jax.random.key(0)).params
+    policy, (instances, seen, _) = learner.policy(params), decisions(replace(env, candidates=0))
+    collected = algorithm.collect(learner, policy, instances, jax.random.key(1))
+    _, parts = loss(learner, params, instances, collected, jnp.zeros(()))
+    logits, _ = policy.decode_steps(policy.encode(instances), seen)
+    unit = best_gain(learner, instances, collected.gain)
     wanted = jnp.mean(expected_loss(instances, seen, logits, unit, env.solver))
     assert float(parts["layer"]) == pytest.approx(float(wanted), rel=1e-4)
 
@@ -139,25 +138,28 @@ def test_in_training_it_is_of_the_empty_plan(env) -> None:
 @pytest.mark.parametrize("env", ENVS.values(), ids=ENVS)
 def test_it_is_part_of_an_update(env) -> None:
     """Inside the jitted program: parameters end elsewhere with it, and all numbers are finite."""
-    network = NetworkConfig(width=16, layers=1, heads=2)
+    network = Transformer(width=16, layers=1, heads=2)
     ends = []
-    for changes in ({}, {"layer": 1.0}, {"layer": 1.0, "objective": "layer", "entropy": 0.0}):
-        config = LearnerConfig(instances=4, samples=3, updates=1, **changes)
-        learner = Learner(WORLDS["edge"], env, network, config)
+    for algorithm, entropy in (
+        (PPO(), 0.01),
+        (Layer(weight=1.0), 0.01),
+        (Layer(weight=1.0, surrogate=0.0), 0.0),
+    ):
+        config = LearnerConfig(instances=4, samples=3, updates=1, entropy=entropy)
+        learner = Learner(WORLDS["edge"], env, network, algorithm, config)
         run = jax.jit(partial(learning.update, learner))
         state, metrics = run(learning.init(learner, jax.random.key(0)))
-        assert bool(metrics.sound)
-        assert (float(metrics.layer) != 0) == ("layer" in changes)
+        assert bool(metrics["sound"])
+        assert (metrics.get("layer", 0) != 0) == isinstance(algorithm, Layer)
         ends.append(jax.flatten_util.ravel_pytree(state.params)[0])
-    assert float(metrics.layer) == pytest.approx(float(metrics.loss))  # alone, at weight 1
+    assert float(metrics["layer"]) == pytest.approx(float(metrics["loss"]))  # alone, at weight 1
     for i, j in ((0, 1), (1, 2), (0, 2)):
         assert np.abs(ends[i] - ends[j]).max() > 1e-5
 
 
 @pytest.mark.fast
 def test_rules_of_ones_own_are_refused() -> None:
-    text = (
-        "splits: {constraints: ['latency <= 9'], solver: cvxpylayers-moreau}\nlearner: {layer: 1}"
-    )
-    with pytest.raises(ConfigError, match=r"learner\.layer is 1\.0; must be 0 with splits\.constr"):
+    splits = "splits: {constraints: ['latency <= 9'], solver: cvxpylayers-moreau}"
+    text = f"{splits}\nalgorithm: {{kind: layer}}"
+    with pytest.raises(ConfigError, match="algorithm is layer; must be another one with splits"):
         parse_config(text)

@@ -11,15 +11,16 @@ import numpy as np
 import pytest
 from problems import EVALUATE
 
-from offload_jax.learning.learner import sample_instances
 from offload_jax.learning.soft_value import _expected_gain, soft_evaluate
+from offload_jax.learning.trajectories import sample_instances
+from offload_jax.plans.outcome import objective_denied
 from offload_jax.plans.reduced_gains import move_gains
 from offload_jax.problem import equations
 from offload_jax.problem.arrays import one_hot
 from offload_jax.problem.instance import Instance
 from offload_jax.problem.scenario import EdgeScenario
 from offload_jax.problem.types import Status
-from offload_jax.splits import SplitsConfig
+from offload_jax.splits import NATIVE, SplitsConfig
 
 # Nearly all of the time is compiling.
 pytestmark = pytest.mark.usefixtures("quick_compiler")
@@ -52,7 +53,7 @@ def test_corners_are_plans(x64, solver) -> None:
     assert np.all(outcome.status == Status.SOLVED)
     scale = np.sum(instances.mask * (instances.alpha + instances.steps * instances.local_step), 0)
     assert np.max(np.abs(outcome.value - plain.objective) / scale) <= 1e-6
-    np.testing.assert_allclose(outcome.gain, outcome.value - equations.objective_denied(instances))
+    np.testing.assert_allclose(outcome.gain, outcome.value - objective_denied(instances, NATIVE))
     chosen = one_hot(plan - 1, 3) & instances.mask
     mine = np.sum(np.where(np.moveaxis(np.asarray(chosen), 0, 1), outcome.split, 0), axis=1)
     granted = np.asarray(chosen.any(axis=0))
@@ -146,7 +147,7 @@ def test_padded_users_and_misuse(x64) -> None:
         np.testing.assert_allclose(*same, rtol=1e-12, atol=1e-12)
     with pytest.raises(ValueError, match="probabilities has shape"):
         soft_evaluate(instances, p[:, 1:])
-    ruled = SplitsConfig("cvxpylayers-moreau", constraints=("split >= 20",))
+    ruled = SplitsConfig("cvxpylayers-moreau", constraints=("split >= 20",)).to_solver()
     with pytest.raises(ValueError, match="must have none for soft assignments"):
         soft_evaluate(instances, p, ruled)
 

@@ -13,8 +13,9 @@ from episodes import world
 from offload_jax.learning import learner as learning
 from offload_jax.methods.refine import _best_different, refine
 from offload_jax.plans.candidates import feasible_gain
-from offload_jax.policy.policy import Policy, best_of
-from offload_jax.runs.config import from_settings
+from offload_jax.policy.decoding import best_of
+from offload_jax.policy.policy import Policy
+from offload_jax.runs.config_file import from_settings
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 CONFIG = from_settings(

@@ -127,7 +127,7 @@ def test_degenerate_instances() -> None:
 @pytest.mark.fast
 def test_refusals(monkeypatch) -> None:
     instance = one(world("edge", 2), 0)
-    ruled = SplitsConfig("cvxpylayers-moreau", terms=("-1 * max(latency)",))
+    ruled = SplitsConfig("cvxpylayers-moreau", terms=("-1 * max(latency)",)).to_solver()
     assert refuse_scip(instance) is None
     assert refuse_scip(instance, ruled).startswith("scip solves the plain problem")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)

@@ -280,7 +280,9 @@ def test_rules_are_kept_and_do_no_harm(x64) -> None:
     instance = replace(instance, budget=jnp.ones(1), alpha=jnp.array([0.2, 0.1, 0.1]))
     rule = "granted * edge_step * num_granted <= 0.61"
     native = advise(instance, plan)
-    ruled = advise(instance, plan, SplitsConfig("cvxpylayers-moreau", constraints=(rule,)))
+    ruled = advise(
+        instance, plan, SplitsConfig("cvxpylayers-moreau", constraints=(rule,)).to_solver()
+    )
     assert native.servers[0].binds
     for name in ("binds", "price", "second", "faster"):
         mine, theirs = (getattr(a.servers[0], name) for a in (native, ruled))

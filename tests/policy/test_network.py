@@ -30,12 +30,11 @@ from offload_jax.env.description import LEVELS, describe
 from offload_jax.env.observation import STEP_FEATURES, observe
 from offload_jax.env.state import num_actions
 from offload_jax.env.step import reset
-from offload_jax.policy.network import NetworkConfig, Sight
-from offload_jax.policy.transformer import UNSEEN, ActorCritic
+from offload_jax.policy.transformer import UNSEEN, ActorCritic, Sight, Transformer
 from offload_jax.problem.instance import pad_users, toy
 from offload_jax.problem.scenario import EdgeScenario
 
-NETWORK = ActorCritic(NetworkConfig(width=16, layers=2, heads=4))
+NETWORK = ActorCritic(Transformer(width=16, layers=2, heads=4))
 ENVS = {
     "arrival": EnvConfig(),
     "adaptive": EnvConfig(order="adaptive"),
@@ -246,18 +245,18 @@ def test_the_residual_is_the_reduced_gain(params):
 
 
 def test_sizes_are_checked():
-    NetworkConfig().validate()
+    Transformer().validate()
     for field in ("width", "layers", "heads"):
         with pytest.raises(ValueError, match=rf"network\.{field} is 0; must be at least 1"):
-            replace(NetworkConfig(), **{field: 0}).validate()
+            replace(Transformer(), **{field: 0}).validate()
     with pytest.raises(ValueError, match=r"network\.heads is 3; must divide network\.width \(64\)"):
-        NetworkConfig(heads=3).validate()
+        Transformer(heads=3).validate()
     with pytest.raises(
         ValueError, match=r"network\.blind is .*must be among reduced-gains, prices"
     ):
-        unchecked(NetworkConfig(), blind=("price",)).validate()
+        unchecked(Transformer(), blind=("price",)).validate()
     with pytest.raises(ValueError, match=r"network\.residual is True; must be false with network"):
-        NetworkConfig(blind=("reduced-gains",)).validate()
+        Transformer(blind=("reduced-gains",)).validate()
 
 
 def test_candidates_have_the_logits_that_they_have_among_all(params):
@@ -301,7 +300,7 @@ def test_what_is_hidden_changes_no_logit(params, sight):
         assert np.array_equal(apply(changed, observation), before) == (i in hidden), i
 
 
-NARROW = ActorCritic(NetworkConfig(width=16, layers=2, heads=4, dtype="bfloat16"))
+NARROW = ActorCritic(Transformer(width=16, layers=2, heads=4, dtype="bfloat16"))
 
 
 @partial(jit, static_argnums=3)
@@ -334,4 +333,4 @@ def test_bfloat16_keeps_its_parameters_in_float32():
     with pytest.raises(
         ValueError, match=r"network\.dtype is 'float16'; must be one of float32, bf"
     ):
-        unchecked(NetworkConfig(), dtype="float16").validate()
+        unchecked(Transformer(), dtype="float16").validate()

@@ -8,21 +8,24 @@ import numpy as np
 import pytest
 from episodes import WORLDS, jit, one, sample, world
 
-from offload_jax.env.config import EnvConfig
+from offload_jax.env.environment import Snapshot
 from offload_jax.learning import learner as learning
-from offload_jax.learning.config import Learner, LearnerConfig
+from offload_jax.learning.algorithm import Learner
+from offload_jax.learning.algorithms.ppo import PPO
+from offload_jax.learning.config import LearnerConfig
 from offload_jax.plans.candidates import gain_of
 from offload_jax.plans.outcome import evaluate
-from offload_jax.policy.network import NetworkConfig
-from offload_jax.policy.policy import Policy, best_of, decide, greedy_plan
+from offload_jax.policy.decoding import best_of, decide, greedy_plan
+from offload_jax.policy.policy import Policy
+from offload_jax.policy.transformer import Transformer
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 
 
 @pytest.fixture(scope="module")
 def policy() -> Policy:
-    network = NetworkConfig(width=16, layers=1, heads=2, residual=False)  # far from a good one
-    learner = Learner(WORLDS["edge"], EnvConfig(), network, LearnerConfig())
+    network = Transformer(width=16, layers=1, heads=2, residual=False)  # far from a good one
+    learner = Learner(WORLDS["edge"], Snapshot(), network, PPO(), LearnerConfig())
     return Policy(
         jit(learning.init, static_argnums=0)(learner, jax.random.key(1)).params,
         network,

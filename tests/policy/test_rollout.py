@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from functools import partial
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,15 +13,16 @@ from scipy import stats
 
 from offload_jax.env.config import EnvConfig
 from offload_jax.env.description import describe
+from offload_jax.env.environment import Snapshot
 from offload_jax.env.observation import observe
 from offload_jax.env.step import reset
-from offload_jax.policy import rollout
-from offload_jax.policy.network import NetworkConfig
-from offload_jax.policy.rollout import decode, encode, repeat, split_samples, unroll
+from offload_jax.policy.policy import Policy
+from offload_jax.policy.rollout import begin, play, repeat, split_samples
+from offload_jax.policy.rollout import record as recorded
 from offload_jax.policy.sampling import greedy_action, sample_action
-from offload_jax.policy.transformer import ActorCritic
+from offload_jax.policy.transformer import Transformer
 
-NETWORK = ActorCritic(NetworkConfig(width=16, layers=1, heads=2))
+NETWORK = Transformer(width=16, layers=1, heads=2)
 SAMPLES = 3
 INSTANCES = 8
 pytestmark = pytest.mark.fast
@@ -107,8 +107,11 @@ def test_samples_lie_fastest_along_the_last_axis(instances):
 
 @partial(jit, static_argnames=("order", "samples", "choose", "record"))
 def rolled(params, instances, key, order, samples, choose, record=True):
-    env = EnvConfig(order=order)
-    return unroll(NETWORK, params, instances, samples, key, choose, env, record)
+    policy = Policy(params, NETWORK, Snapshot(order=order))
+    episodes = begin(policy, instances, samples)
+    if record:
+        return recorded(policy, episodes, choose, key)
+    return play(policy, episodes, choose, key), None
 
 
 @pytest.fixture(scope="module")
@@ -148,10 +151,11 @@ def test_the_record_is_what_happened(sampled, instances):
     repeated = repeat(instances, SAMPLES)
     actions = jnp.asarray(batch.action.reshape(steps, -1))
     states, rewards = numpy(replay(repeated, actions, EnvConfig(order=order)))
-    np.testing.assert_allclose(rewards.reshape(batch.reward.shape), batch.reward, atol=1e-5)
+    users = np.asarray(repeated.mask).sum(axis=0)  # rewards are in s, those of `step` in scores
+    scores = (0.1 * batch.reward.reshape(steps, -1) / users).reshape(batch.reward.shape)
+    np.testing.assert_allclose(rewards.reshape(batch.reward.shape), scores, atol=1e-5)
     np.testing.assert_array_equal(states.assignment[-1], final.assignment)
-    returns = np.asarray(0.1 * final.gain / np.asarray(repeated.mask).sum(axis=0))
-    np.testing.assert_allclose(batch.reward.sum(axis=0).reshape(-1), returns, atol=1e-5)
+    np.testing.assert_allclose(batch.reward.sum(axis=0).reshape(-1), final.gain, atol=1e-4)
     columns = np.asarray(repeated.alpha).reshape(steps, INSTANCES, SAMPLES)
     assert np.all(columns == np.asarray(instances.alpha)[..., None])
     assert np.mean(np.std(batch.reward.sum(axis=0), axis=1) > 1e-4) > 0.5  # samples differ
@@ -164,9 +168,9 @@ def test_the_record_is_what_happened(sampled, instances):
 
 def test_log_probs_and_values_are_the_networks(sampled, params, instances):
     _, _, batch = sampled
-    encoding = encode(NETWORK, params, instances)
-    again = jax.vmap(lambda seen: decode(NETWORK, params, encoding, seen))
-    logits, values = numpy(jit(again)(jax.tree.map(jnp.asarray, batch.observation)))
+    policy = Policy(params, NETWORK, Snapshot())
+    again = jit(lambda seen: policy.decode_steps(policy.encode(instances), seen))
+    logits, values = numpy(again(jax.tree.map(jnp.asarray, batch.observation)))
     legal = np.where(np.isfinite(logits), np.exp(logits - logits.max(axis=-1, keepdims=True)), 0)
     p = legal / legal.sum(axis=-1, keepdims=True)
     taken = np.take_along_axis(p, batch.action[..., None], axis=-1)[..., 0]
@@ -198,28 +202,3 @@ def test_a_chooser_sees_legal_logits_and_its_own_key(params, instances):
     mask = np.asarray(batch.observation.mask)
     assert np.take_along_axis(mask, np.asarray(batch.action)[..., None], axis=-1).all()
     assert np.all(np.asarray(unlikely.load) <= np.asarray(repeat(instances, SAMPLES).capacity))
-
-
-@pytest.mark.parametrize("order", ["arrival", "sorted"])
-def test_one_shot_episodes_are_those_decided_step_by_step(order, params, instances, monkeypatch):
-    """One pass of the network and one solve: the same decisions, log-probabilities and gains."""
-    env = EnvConfig(order=order, reward="terminal", one_shot=True)
-
-    def roll(record):
-        draw = jax.random.key(7)
-        run = jit(
-            lambda params: unroll(
-                NETWORK, params, instances, SAMPLES, draw, sample_action, env, record
-            )
-        )
-        return numpy(run(params))
-
-    final, batch = roll(True)
-    silent, nothing = roll(False)
-    monkeypatch.setattr(rollout, "in_one_pass", lambda *given: False)
-    wanted, steps = roll(True)
-    assert nothing is None
-    chex.assert_trees_all_close((final, batch), (wanted, steps), rtol=1e-4, atol=1e-4)
-    np.testing.assert_array_equal(silent.assignment, wanted.assignment)
-    np.testing.assert_allclose(silent.gain, wanted.gain, rtol=1e-5, atol=1e-5)
-    assert (final.assignment > 0).any()

@@ -28,7 +28,7 @@ from offload_jax.problem.scenario import (
     from_settings,
     sample,
 )
-from offload_jax.runs.config import load_config
+from offload_jax.runs.config_file import load_config
 
 pytestmark = pytest.mark.fast
 COUNT = 2000
@@ -203,7 +203,7 @@ def test_misuse_of_instances_is_told(tmp_path) -> None:
 def test_validate_names_the_field(scenario, changes, field) -> None:
     scenario.validate()
     with pytest.raises(ValueError, match=rf"scenario\.{field} is .*; must be "):
-        sample(unchecked(scenario, **changes), jax.random.key(0))
+        unchecked(scenario, **changes).sample(jax.random.key(0))
 
 
 @pytest.mark.parametrize("name", ["edge_large", "paper", "edge"])

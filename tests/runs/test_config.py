@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from offload_jax.files.checks import ConfigError
-from offload_jax.runs.config import load_config, parse_config, presets, to_yaml
+from offload_jax.runs.config import presets
+from offload_jax.runs.config_file import load_config, parse_config, to_yaml
 
 
 @pytest.mark.fast

@@ -28,7 +28,7 @@ from offload_jax.files.checks import ConfigError
 from offload_jax.learning import learner as learning
 from offload_jax.policy.policy import Policy
 from offload_jax.runs import loop, multihost, policy_folder
-from offload_jax.runs.config import to_yaml
+from offload_jax.runs.config_file import to_yaml
 from offload_jax.runs.multihost import DistributedConfig
 from offload_jax.runs.tracking.metrics import read_rows
 from offload_jax.runs.train import initial_state, load_policy, train

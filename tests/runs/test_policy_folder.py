@@ -14,11 +14,12 @@ import offload_jax as oj
 from offload_jax.evaluation import testsets
 from offload_jax.files.checks import ConfigError, PolicyError
 from offload_jax.learning import learner as learning
-from offload_jax.policy.policy import Policy, greedy_plan
+from offload_jax.policy.decoding import greedy_plan
+from offload_jax.policy.policy import Policy
 from offload_jax.problem import equations
 from offload_jax.problem.instance import taken
 from offload_jax.runs import policy_folder
-from offload_jax.runs.config import from_settings
+from offload_jax.runs.config_file import from_settings
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 CONFIG = from_settings({"scenario": {"kind": "edge"}, "network": {"width": 8, "heads": 2}}, "test")

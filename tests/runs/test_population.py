@@ -18,12 +18,12 @@ from small_runs import tiny
 
 from offload_jax import cli
 from offload_jax.files.checks import ConfigError
-from offload_jax.learning.config import LearnerConfig
+from offload_jax.learning.algorithms import ALGORITHMS
 from offload_jax.learning.devices import Devices
 from offload_jax.runs import population, population_loop, run_folder
-from offload_jax.runs.config import TrainConfig, to_yaml
+from offload_jax.runs.config import TrainConfig
+from offload_jax.runs.config_file import to_yaml
 from offload_jax.runs.population import (
-    TRACED,
     PopulationConfig,
     check_alike,
     is_population,
@@ -158,9 +158,10 @@ def test_members_are_all_combinations() -> None:
     members = asked.members(replace(TINY, seed=5))
     assert len(members) == 8
     config = members["seed-6-clip-0.2-entropy-0.1"]
-    assert (config.seed, config.learner.clip, config.learner.entropy) == (6, 0.2, 0.1)
-    assert {field.name for field in fields(PopulationConfig)} == {"seeds", *TRACED}
-    assert {field.name for field in fields(LearnerConfig)} > set(TRACED)
+    assert (config.seed, config.algorithm.clip, config.learner.entropy) == (6, 0.2, 0.1)
+    names = {field.name for field in fields(PopulationConfig)} - {"seeds"}
+    known = [replace(TINY, algorithm=make()).to_learner().numbers() for make in ALGORITHMS.values()]
+    assert names <= {name.partition(".")[2] for numbers in known for name in numbers}
 
 
 @pytest.mark.fast
@@ -169,6 +170,10 @@ def test_members_are_all_combinations() -> None:
     [
         (PopulationConfig(seeds=0), r"population\.seeds is 0; must be at least 1"),
         (PopulationConfig(lr=(1e-3, -1.0)), r"learner\.lr is -1\.0; must be finite and above 0"),
+        (
+            PopulationConfig(sharpness=(1.0,)),
+            "which this algorithm does not have",
+        ),
         (PopulationConfig(lr=(1e-3, 1e-3)), r"population\.lr is \(0\.001, 0\.001\); must be"),
     ],
 )

@@ -23,7 +23,8 @@ from offload_jax.files.checks import CheckpointError, ConfigError, RunError
 from offload_jax.learning.devices import ONE_DEVICE
 from offload_jax.runs import checkpoint, run_folder
 from offload_jax.runs.checkpoint import Checkpoints
-from offload_jax.runs.config import TrainConfig, to_yaml
+from offload_jax.runs.config import TrainConfig
+from offload_jax.runs.config_file import to_yaml
 from offload_jax.runs.recorder import Row
 from offload_jax.runs.tracking.metrics import MetricsFile
 from offload_jax.runs.train import RunResult, _start_state, load_policy, settings_of, train

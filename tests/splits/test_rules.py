@@ -17,7 +17,7 @@ from paths import ROOT
 import offload_jax as oj
 from offload_jax.env.config import EnvConfig
 from offload_jax.env.step import reset, step
-from offload_jax.learning.learner import sample_instances
+from offload_jax.learning.trajectories import sample_instances
 from offload_jax.methods import METHODS
 from offload_jax.plans.candidates import gain_of
 from offload_jax.plans.outcome import check_all_local, evaluate, facts_of
@@ -26,8 +26,8 @@ from offload_jax.problem import equations
 from offload_jax.problem.instance import Instance
 from offload_jax.problem.scenario import EdgeScenario
 from offload_jax.problem.types import Status
-from offload_jax.runs.config import load_config, parse_config
-from offload_jax.splits import RuleError, Rules, SplitsConfig
+from offload_jax.runs.config_file import load_config, parse_config
+from offload_jax.splits import RuleError, Rules, Solver, SplitsConfig
 from offload_jax.splits.layer import ConeLayer
 from offload_jax.splits.qp import check_rules
 from offload_jax.splits.rules import FACTS, FUNCTIONS, SHORTHANDS
@@ -57,8 +57,8 @@ def world() -> tuple[Instance, jax.Array]:
     return instances, jnp.asarray(plan)
 
 
-def config(rules: Rules, solver: str = MOREAU) -> SplitsConfig:
-    return SplitsConfig(solver, rules.constraints, rules.terms)
+def config(rules: Rules, solver: str = MOREAU) -> Solver:
+    return SplitsConfig(solver, rules.constraints, rules.terms).to_solver()
 
 
 @pytest.mark.fast
@@ -220,7 +220,7 @@ def test_a_solver_that_knows_no_rules_refuses_them() -> None:
     instances, plan = world()
     for rules in ({"constraints": ("latency <= 5",)}, {"terms": ("-latency",)}):
         with pytest.raises(ValueError, match=r"splits\.solver is 'native', which takes no constr"):
-            evaluate(instances, plan, SplitsConfig(**rules))
+            evaluate(instances, plan, SplitsConfig(**rules).to_solver())
 
 
 def test_an_episode_keeps_the_rules() -> None:
@@ -297,7 +297,7 @@ def test_the_page_on_rules_tells_the_truth() -> None:
     exec(example, names)
     np.testing.assert_allclose(names["answer"].values[0], np.full((8, 3), 1 / 3), atol=1e-5)
     for name in ("edge_deadline", "edge_energy", "edge_fair"):
-        assert load_config(name).splits.rules
+        assert load_config(name).splits.to_solver().rules
 
 
 @pytest.mark.fast

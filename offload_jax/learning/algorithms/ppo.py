@@ -1,12 +1,104 @@
-"""Proximal policy optimisation: its equations, one per function, on one stream; callers `vmap`."""
+"""Proximal policy optimisation, with the samples of an instance as each other's baseline.
+
+The equations work on one stream; the algorithms `vmap` them.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 import jax
 import jax.numpy as jnp
+from flax import struct
 from jaxtyping import Array, Bool, Float
 
-from offload_jax.problem.types import Scalar
+from offload_jax.files.checks import Checks
+from offload_jax.learning import likelihood
+from offload_jax.learning.algorithm import Collected, Learner, Parts, Replay
+from offload_jax.learning.loss import per_decision
+from offload_jax.learning.trajectories import best_gain, sampled
+from offload_jax.policy.policy import Policy
+from offload_jax.problem.instance import Instance
+from offload_jax.problem.types import Key, Scalar
+
+
+@dataclass(frozen=True)
+class PPO:
+    """The advantage of a trajectory is how much more it gains than the others of its instance."""
+
+    clip: float = 0.2  # of the probability ratio
+
+    def validate(self, learner: Learner) -> None:
+        Checks(self, "algorithm").positive("clip")
+        needed = "at least 2 with algorithm ppo, which compares samples"
+        Checks(learner.config, "learner").require(learner.config.samples > 1, "samples", needed)
+
+    def collect(self, learner: Learner, policy: Policy, instances: Instance, key: Key) -> Collected:
+        collected = sampled(learner, policy, instances, key)
+        scale = best_gain(learner, instances, collected.gain)[:, None]
+        advantage = jax.vmap(leave_one_out)(collected.gain / scale)
+        advantage = jnp.broadcast_to(advantage, collected.decisions.reward.shape)
+        return replace(collected, targets=advantage)
+
+    def loss(self, learner: Learner, replay: Replay, collected: Collected) -> tuple[Scalar, Parts]:
+        return surrogate(self.clip, replay, collected, collected.targets), {}
+
+
+@dataclass(frozen=True)
+class PPOCritic:
+    """PPO with a learned baseline: the network's value, by generalised advantage estimation."""
+
+    clip: float = 0.2  # of the probability ratio
+    value: float = 0.5  # weight of the critic's error
+    gae_decay: float = 1.0  # lambda of GAE
+
+    def validate(self, learner: Learner) -> None:
+        check = Checks(self, "algorithm")
+        check.positive("clip")
+        check.not_negative("value")
+        check.shares("gae_decay")
+
+    def collect(self, learner: Learner, policy: Policy, instances: Instance, key: Key) -> Collected:
+        collected = sampled(learner, policy, instances, key)
+        local, decisions = learner.env.all_local(instances), collected.decisions
+        unit = (local.time * local.users)[:, None]  # the critic predicts returns in it
+
+        def one_stream(rewards: Array, values: Array, free: Array) -> tuple[Array, Array]:
+            values = forced_values(values, rewards, free)
+            advantage = generalized_advantage(rewards, values, self.gae_decay)
+            return advantage, advantage + values
+
+        over_streams = jax.vmap(jax.vmap(one_stream, in_axes=1, out_axes=1), in_axes=1, out_axes=1)
+        raw, target = over_streams(decisions.reward / unit, decisions.value, decisions.real)
+        scale = best_gain(learner, instances, collected.gain)[:, None]
+        return replace(collected, targets=Targets(advantage=raw * unit / scale, value=target))
+
+    def loss(self, learner: Learner, replay: Replay, collected: Collected) -> tuple[Scalar, Parts]:
+        targets = collected.targets
+        error = jnp.sum(value_error(replay.values, targets.value) * replay.weight)
+        own = surrogate(self.clip, replay, collected, targets.advantage)
+        return own + self.value * error, {"value_error": error}
+
+
+@struct.dataclass
+class Targets:
+    """What policy and critic are pulled towards."""
+
+    advantage: Float[Array, "steps instances samples"]
+    value: Float[Array, "steps instances samples"]
+
+
+def surrogate(
+    clip: Float[Array, ""] | float,
+    replay: Replay,
+    collected: Collected,
+    advantage: Float[Array, "steps instances samples"],
+) -> Scalar:
+    """The mean of `clipped_surrogate` over all decisions."""
+    decisions = collected.decisions
+    log_ratio = per_decision(likelihood.log_prob)(replay.logits, decisions.action)
+    log_ratio = log_ratio - decisions.log_prob
+    return jnp.sum(clipped_surrogate(log_ratio, advantage, clip) * replay.weight)
 
 
 def leave_one_out(returns: Float[Array, "samples"]) -> Float[Array, "samples"]:

@@ -9,7 +9,7 @@ budgets; `MixtureScenario` draws from several of those. Sampling is pure, unbatc
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from offload_jax.problem.instance import Instance
 from offload_jax.problem.scenario.edge import EdgeScenario as EdgeScenario
@@ -18,9 +18,54 @@ from offload_jax.problem.scenario.paper import DEVICE_PROFILE_MS as DEVICE_PROFI
 from offload_jax.problem.scenario.paper import PaperScenario as PaperScenario
 from offload_jax.problem.types import Key
 
-Scenario = PaperScenario | EdgeScenario | MixtureScenario
 
-SCENARIOS = {"paper": PaperScenario, "edge": EdgeScenario, "mixture": MixtureScenario}  # by kind
+@runtime_checkable
+class Scenario(Protocol):
+    """A distribution of instances, as a frozen record of its settings."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def kind(self) -> str:
+        """What runs of it are called."""
+
+    @property
+    def reference(self) -> str:
+        """The method that training measures its gap against."""
+
+    @property
+    def num_users(self) -> tuple[int, ...]:
+        """The numbers N of users that instances have."""
+
+    @property
+    def max_users(self) -> int:
+        """To which all instances are padded."""
+
+    @property
+    def num_batches(self) -> int:
+        """M."""
+
+    def validate(self) -> None:
+        """Raises ValueError naming the field and the allowed values."""
+
+    def sample(self, key: Key) -> Instance:
+        """One instance, its users in order of arrival; pure, unbatched and jit-able."""
+
+    def cells(self) -> Mapping[str, Scenario]:
+        """Its parts that an evaluation looks at one by one."""
+
+    def hard_cells(self) -> list[str]:
+        """Those that tell methods apart."""
+
+    def of_size(self, users: int) -> Scenario:
+        """The same with N users in every instance."""
+
+
+SCENARIOS: dict[str, type[Scenario]] = {
+    "paper": PaperScenario,
+    "edge": EdgeScenario,
+    "mixture": MixtureScenario,
+}
 
 PRESETS: dict[str, Scenario] = {
     "paper": PaperScenario(),
@@ -34,7 +79,9 @@ def from_settings(settings: Mapping[str, Any]) -> Scenario:
     tuples = {k: tuple(v) if isinstance(v, list | tuple) else v for k, v in settings.items()}
     if "parts" in tuples:
         tuples["parts"] = tuple(from_settings(part) for part in tuples["parts"])
-    return SCENARIOS[settings["kind"]](**tuples)
+    make: Any = SCENARIOS[settings["kind"]]
+    made: Scenario = make(**tuples)
+    return made
 
 
 def sample(scenario: Scenario, key: Key) -> Instance:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,7 @@ class EdgeScenario:
     """
 
     kind: Literal["edge"] = "edge"
+    reference: ClassVar[str] = "reduced-greedy"  # method that training measures its gap against
     num_users: tuple[int, ...] = tuple(range(8, 25))  # N, each equally likely
     batches: int = 6  # M
     servers: int = 3  # G
@@ -52,7 +53,7 @@ class EdgeScenario:
 
     @property
     def max_users(self) -> int:
-        return max(self.num_users)
+        return max(self.num_users, default=0)
 
     @property
     def num_batches(self) -> int:

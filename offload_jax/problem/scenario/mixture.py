@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ class MixtureScenario:
     """Instances of several edge scenarios, each as likely as its weight says."""
 
     kind: Literal["mixture"] = "mixture"
+    reference: ClassVar[str] = "reduced-greedy"  # method that training measures its gap against
     parts: tuple[EdgeScenario, ...] = (EdgeScenario(),)  # of the same batches and servers
     weights: tuple[float, ...] = ()  # one for each part; default: all the same
 
@@ -30,11 +31,11 @@ class MixtureScenario:
 
     @property
     def max_users(self) -> int:
-        return max(self.num_users)
+        return max(self.num_users, default=0)
 
     @property
     def num_batches(self) -> int:
-        return self.parts[0].num_batches
+        return self.parts[0].num_batches if self.parts else 0
 
     def validate(self) -> None:
         """Raises ValueError naming the field, what is wrong and what is allowed."""

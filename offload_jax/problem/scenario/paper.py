@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +35,7 @@ class PaperScenario:
     """One batch on one server without a budget (arXiv 2411.15781)."""
 
     kind: Literal["paper"] = "paper"
+    reference: ClassVar[str] = "top-b"  # method that training measures its gap against
     num_users: tuple[int, ...] = (4, 8, 12, 16, 20)  # N, each equally likely
     edge_gpus: tuple[int, ...] = (4, 8, 12, 16)  # E, each equally likely; divides edge step times
     steps: int = 200  # T
@@ -49,7 +50,7 @@ class PaperScenario:
 
     @property
     def max_users(self) -> int:
-        return max(self.num_users)
+        return max(self.num_users, default=0)
 
     @property
     def num_batches(self) -> int:

@@ -5,15 +5,17 @@ Every refusal names the key; what has no meaning here is refused rather than ign
 
 from __future__ import annotations
 
-from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import yaml
 
 from offload_jax.files.checks import ConfigError
-from offload_jax.learning.learner import Metrics
-from offload_jax.runs.config import UniqueKeyLoader, load_config, nearest, preset_folder
+from offload_jax.files.plugins import nearest
+from offload_jax.learning.learner import METRICS as METRICS_OF_UPDATE
+from offload_jax.runs.config import preset_folder, to_settings
+from offload_jax.runs.config_file import UniqueKeyLoader, load_config
+from offload_jax.runs.moved import moved_name
 from offload_jax.runs.sweep.space import Space, combinations, read_space
 from offload_jax.runs.sweep.spec import CONFIG, Goal, Hyperband, SweepConfig
 
@@ -21,7 +23,7 @@ METHODS = ("grid", "random", "bayes")
 GOALS: tuple[Goal, ...] = get_args(Goal)
 METRICS = (  # of a row
     "gap",
-    *(field.name for field in fields(Metrics) if field.name != "sound"),
+    *METRICS_OF_UPDATE,
     "seconds",
     "decisions_per_s",
 )
@@ -86,7 +88,9 @@ def _read(document: Any, path: Path) -> SweepConfig:
     if not isinstance(parameters, dict) or not parameters:
         raise ConfigError(f"parameters is {parameters!r}; must be a mapping of one or more")
     method = _one_of(document.get("method"), METHODS, "method")
-    spaces = {name: read_space(e, f"parameters.{name}") for name, e in parameters.items()}
+    spaces = {
+        moved_name(name): read_space(e, f"parameters.{name}") for name, e in parameters.items()
+    }
     for name, space in spaces.items():
         if method == "grid" and space.grid() is None:
             raise ConfigError(
@@ -178,7 +182,7 @@ def _command(command: Any) -> tuple[str, ...]:
 def _check_settings(sweep: SweepConfig) -> None:
     """Every name is a setting, every value of its type, and their combinations make sense."""
     for config in sweep.parameters.get(CONFIG, Space("choice", ("paper",))).ends():
-        settings = asdict(load_config(str(config)))
+        settings = to_settings(load_config(str(config)))
         for name, space in sweep.parameters.items():
             if name != CONFIG:
                 _check_parameter(sweep.source, name, space, settings)

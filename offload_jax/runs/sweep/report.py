@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from offload_jax.evaluation.charts import save
 from offload_jax.files.disk import replace_file
-from offload_jax.runs.config import to_yaml
+from offload_jax.runs.config_file import to_yaml
 from offload_jax.runs.sweep.picture import parallel_coordinates, ranked
 from offload_jax.runs.sweep.space import Scalar
 from offload_jax.runs.sweep.spec import SweepConfig

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from offload_jax.files.checks import ConfigError
-from offload_jax.runs.config import nearest
+from offload_jax.files.plugins import nearest
 
 Scalar = str | int | float | bool | None
 Number = int | float  # of a range: whole ends stay whole

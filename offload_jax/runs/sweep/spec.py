@@ -9,11 +9,12 @@ import json
 import math
 import sys
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
-from offload_jax.runs.config import TrainConfig, from_settings, load_config
+from offload_jax.runs.config import TrainConfig, to_settings
+from offload_jax.runs.config_file import from_settings, load_config
 from offload_jax.runs.sweep.space import Scalar, Space
 
 Goal = Literal["minimize", "maximize"]
@@ -76,12 +77,14 @@ class SweepConfig:
         """
         chosen = dict(values)
         base = load_config(str(chosen.pop(CONFIG, "paper")))
-        known = asdict(base)
-        for name, value in chosen.items():
-            part, _, key = name.rpartition(".")
+        known = to_settings(base)
+        for name in sorted(chosen, key=lambda name: not name.endswith(".kind")):
+            (part, _, key), value = name.rpartition("."), chosen[name]
+            if key == "kind" and value != known[part]["kind"]:
+                known[part] = {}  # the other kind's own defaults
             record = known[part] if part else known
             # On a command line a single value makes a tuple of one.
-            record[key] = (value,) if isinstance(record[key], tuple) else value
+            record[key] = (value,) if isinstance(record.get(key), tuple) else value
         return from_settings(known, f"{self.source}: parameters")
 
     def words(self, values: Mapping[str, Scalar]) -> list[str]:

@@ -16,18 +16,17 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-import tyro
 import yaml
 from paths import ROOT
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 from wandb.wandb_agent import Agent
 
 from offload_jax import cli
-from offload_jax.commands import train
+from offload_jax.commands.settings import configured
 from offload_jax.evaluation import charts
 from offload_jax.files.checks import ConfigError
 from offload_jax.runs import run_folder
-from offload_jax.runs.config import load_config
+from offload_jax.runs.config_file import load_config
 from offload_jax.runs.sweep import picture, report, runner, trials, workers
 from offload_jax.runs.sweep.reading import load_sweep, sweeps
 from offload_jax.runs.sweep.space import Space, combinations, read_space
@@ -226,11 +225,10 @@ def test_settings_of_a_trial(tmp_path) -> None:
     values = {name: space.values[0] for name, space in sweep.parameters.items()}
     base = load_config("smoke")
     words = [word for word in sweep.words(values) if not word.startswith("--config")]
-    default = train.Arguments(settings=base)
-    parsed = tyro.cli(train.Arguments, args=train._with_flags(words, base), default=default)
-    assert sweep.settings(values) == parsed.settings
-    assert parsed.settings.scenario.num_users == (4,)
-    assert parsed.settings.network.residual is False
+    parsed = configured(words, base)
+    assert sweep.settings(values) == parsed
+    assert parsed.scenario.num_users == (4,)
+    assert parsed.network.residual is False
 
 
 @pytest.mark.fast
@@ -350,7 +348,7 @@ def test_a_grid_has_every_combination_once(opened, tmp_path) -> None:
     parameters = {
         "learner.lr": {"values": [0.1, 0.2]},
         "learner.samples": {"min": 2, "max": 4},
-        "learner.clip": {"distribution": "q_uniform", "min": 0.1, "max": 0.2, "q": 0.1},
+        "learner.temperature": {"distribution": "q_uniform", "min": 0.1, "max": 0.2, "q": 0.1},
     }
     sweep = sweep_of(tmp_path, method="grid", parameters=parameters)
     found = set()
