@@ -1,7 +1,7 @@
 """The decision service: instances come in as JSON, checked plans go out.
 
 `POST /plan` takes one instance, or an array of them, in the format of instance files; every answer
-is checked in NumPy before it leaves. See docs/deployment.md.
+is checked in NumPy before it leaves. See docs/how-to/deployment.md.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ __all__ = [
 class SplitsConfig:
     """How split points are found, and rules of your own for them.
 
-    docs/constraints.md says what a rule may be.
+    docs/how-to/constraints.md says what a rule may be.
     """
 
     solver: str = "native"  # native (fastest), cvxpylayers-moreau or cvxpylayers-diffcp

@@ -212,7 +212,7 @@ def test_presets_are_the_shipped_configurations(name) -> None:
 
 
 def test_every_parameter_is_documented() -> None:
-    text = (ROOT / "docs" / "scenarios.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "reference" / "scenarios.md").read_text(encoding="utf-8")
     edge, paper = text.split("## edge\n")[1].split("## paper\n")
     for scenario, part in ((EdgeScenario, edge), (PaperScenario, paper)):
         for field in fields(scenario):

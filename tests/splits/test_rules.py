@@ -285,7 +285,7 @@ def test_baselines_and_whole_splits_keep_the_rules() -> None:
 
 @pytest.mark.fast
 def test_the_page_on_rules_tells_the_truth() -> None:
-    text = (ROOT / "docs" / "constraints.md").read_text()
+    text = (ROOT / "docs" / "how-to" / "constraints.md").read_text()
     for name in (*FACTS, *SHORTHANDS, *FUNCTIONS, "split"):
         assert f"`{name}`" in text, name
     [settings] = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
