@@ -171,13 +171,15 @@ def test_tables_of_the_agent_by_hand(tmp_path) -> None:
         "ours, one network for all cells, fresh instances | 2 | 1 | 5.500 | 1.500 | 2 | 0.1 |"
         in text
     )
-    late = "they are 27.80 % from the optimum on average over the last 20 checks of each agent, and"
-    assert f"{late} 1.00 % at its end, which is what the others are held to." in text
-    good = "of 2 cells as good as PER-DQN at its end before any training in {}, never in {}, and in"
-    less = "the other 1 after fewer core-seconds by factors of {0} (median; {0} to {0}), where as"
-    times = "good means for good, and {0} (median; {0} to {0}) to the first time (of 1)."
-    assert " ".join([good.format(1, 0), less.format(100), times.format(100)]) in text
-    assert " ".join([good.format(0, 1), less.format(75), times.format(50)]) in text
+    assert "| PER-DQN trained on | mean of the last 20 checks % | at its end % |" in text
+    assert "| fixed instances | 27.80 | 1.00 |" in text
+    times = "{0}x ({0} to {0}; 1 cells)"
+    for name, counts, first, kept in (
+        ("a network per cell", "2 | 1 | 0", 100, 100),
+        ("one network for all cells", "2 | 0 | 1", 50, 75),
+    ):
+        ratios = f"{times.format(first)} | {times.format(kept)}"
+        assert f"| {name} | fixed instances | {counts} | {ratios} |" in text
     text = (tmp_path / "dqn-cells.md").read_text()
     theirs = "| fixed | 8 | 4 | 1 | 0.000 | 2.000 | 30.000 | 200 | 50 / 150 |"
     assert f"{theirs} 0.000 | 20.000 | 1.5 | 0.5 / 1.5 | 1.000 | 2.000 | 2.0 | 1.0 / 2.0 |" in text

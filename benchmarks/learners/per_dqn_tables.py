@@ -49,7 +49,7 @@ class Line:
 def write_pages(found: Document, out: Path) -> None:
     """Beside the results: a summary (.md), all cells (-cells.md) and the picture (.png)."""
     lines = list(lines_of(found))
-    text = "\n\n".join([_summary(found, lines), *_restless(lines), *_ratios(lines)])
+    text = "\n\n".join([_summary(found, lines), _restless(lines), _ratios(lines)])
     replace_file(out.with_suffix(".md"), text + "\n")
     replace_file(out.with_name(out.stem + "-cells.md"), _cells(lines) + "\n")
     save(_picture(found), out.with_suffix(".png"))
@@ -151,50 +151,51 @@ def _summary(found: Document, lines: Sequence[Line]) -> str:
     return "\n".join([head + "---:|" * 6, *dict.fromkeys(shown)])
 
 
-def _restless(lines: Sequence[Line]) -> Iterator[str]:
+def _restless(lines: Sequence[Line]) -> str:
     """How good the agents were on the way to their end, and at it."""
+    shown = [
+        "Gap of PER-DQN on instances as it was trained on. Its plans go up and down until the end; "
+        "the other networks are held to its gap at the end.\n",
+        f"| PER-DQN trained on | mean of the last {LATE} checks % | at its end % |",
+        "|---|---:|---:|",
+    ]
     for data in dict.fromkeys(line.data for line in lines):
         mine = [line for line in lines if line.data == data]
         seeds = min(len(line.late) for line in mine)  # as in the summary
         end = np.mean([line.agent.gaps[:seeds, WHERE.index(data)] for line in mine])
         late = np.mean([line.late[:seeds] for line in mine])
-        yield (
-            f"Plans of PER-DQN trained on {data} instances go up and down: on such instances they "
-            f"are {100 * late:.2f} % from the optimum on average over the last {LATE} checks of "
-            f"each agent, and {100 * end:.2f} % at its end, which is what the others are held to."
-        )
+        shown.append(f"| {data} instances | {100 * late:.2f} | {100 * end:.2f} |")
+    return "\n".join(shown)
 
 
-def _ratios(lines: Sequence[Line]) -> Iterator[str]:
+def _ratios(lines: Sequence[Line]) -> str:
     """How many times fewer core-seconds ours took to be as good as the agents."""
-    kinds = dict.fromkeys((line.data, name) for line in lines for name in line.ours)
-    for data, name in kinds:
+    shown = [
+        "How many times faster ours is as good as PER-DQN at its end, in core-seconds of training: "
+        "median (lowest to highest) over the cells where it needs training.\n",
+        "| ours | PER-DQN trained on | cells | need no training | never as good "
+        "| until first as good | until as good for good |\n|---|---|---:|---:|---:|---:|---:|",
+    ]
+    for data, name in dict.fromkeys((line.data, name) for line in lines for name in line.ours):
         mine = [line for line in lines if line.data == data]
         own = [line.ours[name].kept_s for line in mine]
-        text = (
-            f"Ours, {name}, against PER-DQN trained on {data} instances: of {len(mine)} cells as "
-            f"good as PER-DQN at its end before any training in {own.count(0)}, never in "
-            f"{own.count(np.inf)}"
-        )
         later = [line for line in mine if 0 < line.ours[name].kept_s < np.inf]
-        if later:
-            # A network that nothing has trained may be as good for a moment: no ratio for those.
-            first = [line for line in later if line.ours[name].first_s]
-            text += (
-                f", and in the other {len(later)} after fewer core-seconds by factors of "
-                f"{_factors([x.agent.kept_s / x.ours[name].kept_s for x in later])}, where as good "
-                "means for good, and "
-                f"{_factors([x.agent.first_s / x.ours[name].first_s for x in first])} to the "
-                f"first time (of {len(first)})"
-            )
-        yield text + "."
+        # A network that nothing has trained may be as good for a moment: no ratio for those.
+        first = [line for line in later if line.ours[name].first_s]
+        until_first = _factors([x.agent.first_s / x.ours[name].first_s for x in first])
+        until_kept = _factors([x.agent.kept_s / x.ours[name].kept_s for x in later])
+        shown.append(
+            f"| {name} | {data} instances | {len(mine)} | {own.count(0)} | {own.count(np.inf)} "
+            f"| {until_first} | {until_kept} |"
+        )
+    return "\n".join(shown)
 
 
 def _factors(ratios: Sequence[float]) -> str:
     if not ratios:
-        return "none"
+        return ""
     median, least, most = map(_short, (np.median(ratios), min(ratios), max(ratios)))
-    return f"{median} (median; {least} to {most})"
+    return f"{median}x ({least} to {most}; {len(ratios)} cells)"
 
 
 def _cells(lines: Sequence[Line]) -> str:
