@@ -1,4 +1,4 @@
-"""The worked instance of docs/how-to/deployment.md: `python -m benchmarks.systems.worked BUNDLE`.
+"""The worked instance of docs/reference/bundle.md: `python -m benchmarks.systems.worked BUNDLE`.
 
 BUNDLE is `offload-jax export --policy paper --sizes 8 20`. Then `python -m benchmarks.fill`.
 """

@@ -372,7 +372,7 @@ def test_the_worked_instance_of_the_docs(tmp_path) -> None:
     out = tmp_path / "paper"
     words = ["export", "--policy", "paper", "--sizes", "8", "20", "--out", str(out)]
     subprocess.run([sys.executable, "-m", "offload_jax", *words], check=True)
-    page = ROOT / "docs" / "how-to" / "deployment.md"
+    page = ROOT / "docs" / "reference" / "bundle.md"
     script = [sys.executable, "-c", textwrap.dedent(PAGE_ALONE), str(page)]
     subprocess.run([*script, str(out / "greedy-1x8.vmfb")], check=True, cwd=tmp_path)
 
