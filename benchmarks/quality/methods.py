@@ -30,7 +30,9 @@ _gain = jax.jit(feasible_gain)
 
 
 def enumeration() -> Iterator[Row]:
-    """All assignments of an edge instance with N = 8, M = 4; twice, the second time compiled."""
+    """All assignments of an edge instance with N = 8, M = 4. Twice: the first time with compiling,
+    the second time compiled.
+    """
     instance = _one(EdgeScenario(num_users=(8,), batches=4), 0)
     for compiled in (False, True):
         start = time.perf_counter()
@@ -42,9 +44,8 @@ def enumeration() -> Iterator[Row]:
 
 
 def heuristics() -> Iterator[Row]:
-    """1,024 instances side by side; gaps to local search that restarts for 0.1 s an instance.
-
-    As shipped, with scarcer memory, and with scarce GPU time.
+    """1,024 instances side by side: `edge` as shipped, with scarcer memory, and with scarce GPU
+    time. Gaps are to local search that restarts for 0.1 s an instance.
     """
     worlds = {
         "edge": FULL,
@@ -59,7 +60,7 @@ def heuristics() -> Iterator[Row]:
 
 
 def searches() -> Iterator[Row]:
-    """64 instances, 10 s for all of them; gaps to the best of all."""
+    """64 instances, 10 s for all of them together. Gaps are to the best of all methods."""
     instances = _sample(FULL, jax.random.key(1), 64)
     names = ("local-search", "annealing", "tabu", "genetic", "genetic-tuned")
     yield from _compared(instances, dict.fromkeys(names, 10 / 64), 1.0)
@@ -95,7 +96,9 @@ def _rows(
 
 
 def bounds() -> Iterator[Row]:
-    """Upper bounds against the plans of tabu search (top-b on paper), by rounds of the search."""
+    """Upper bounds compared with plans of tabu search (top-b on paper), by rounds of the search for
+    prices.
+    """
     cases: dict[str, tuple[Scenario, str]] = {
         "edge": (EdgeScenario(), "tabu"),
         "paper": (PaperScenario(), "top-b"),
@@ -126,7 +129,7 @@ def bounds() -> Iterator[Row]:
 
 
 def proofs() -> Iterator[Row]:
-    """Branch and bound, in float64, 60 s an instance, told reduced-greedy's plan."""
+    """Branch and bound in float64, 60 s an instance, starting from reduced-greedy's plan."""
     golden = records.read_instances(ROOT / "tests" / "golden" / "edge.json")
     with jax.enable_x64(True):
         yield _proved("golden edge", [from_record(record) for record in golden])
@@ -169,7 +172,7 @@ def _proved(name: str, instances: Sequence[Instance]) -> Row:
 
 
 def pymoo() -> Iterator[Row]:
-    """8 instances one by one, 20,000 plans each by pymoo's genetic algorithm and by ours."""
+    """8 instances one by one. pymoo's genetic algorithm and ours try 20,000 plans each."""
     instances = _sample(FULL, jax.random.key(2), 8)
     ones = [taken(instances, slice(i, i + 1)) for i in range(8)]
     runs = [pymoo_genetic(taken(one, 0), 100, 200, seed=i) for i, one in enumerate(ones)]
@@ -183,7 +186,7 @@ def pymoo() -> Iterator[Row]:
 
 
 def advice() -> Iterator[Row]:
-    """How far prices and reduced gains can be believed, around 60 plans of reduced-greedy."""
+    """How far prices and reduced gains can be trusted, around 60 plans of reduced-greedy."""
     instances = _sample(EdgeScenario(), jax.random.key(4), 60)
     plans = np.asarray(apply_method("reduced-greedy", instances).assignment)
     told = [advise(taken(instances, i), plans[:, i]) for i in range(60)]

@@ -57,9 +57,8 @@ def tiny(updates: int, seed: int = 0) -> TrainConfig:
 
 
 def kills() -> Iterator[Row]:
-    """Trainings killed with SIGKILL at random moments, over and over, against their twins.
-
-    `kills in a save` are those that left an unfinished checkpoint behind.
+    """Trainings are killed at random moments (SIGKILL), again and again, and compared with
+    undisturbed ones. `kills in a save` left an unfinished checkpoint behind.
     """
     draw = random.Random(0)
     with _scratch() as scratch:
@@ -131,10 +130,9 @@ def _killed(process: subprocess.Popen[str], folder: Path, after: float) -> bool:
 
 
 def corruptions() -> Iterator[Row]:
-    """Damage of every kind to the newest of three checkpoints, and what opening them then does.
-
-    `wrong` are restores of anything but what was saved under that step; `alone` counts damage to
-    the only checkpoint there is, which has to be refused.
+    """The newest of three checkpoints is damaged in every way, then the run is opened. `wrong`: it
+    restored anything else than was saved under that step. `alone`: the damaged one was the only
+    checkpoint, which must be refused.
     """
     draw = random.Random(0)
     with _scratch() as scratch:
@@ -185,9 +183,8 @@ def _refused_alone(origin: Path, scratch: Path, damage: Any, draw: random.Random
 
 
 def full_disk() -> Iterator[Row]:
-    """A disk that is full at one write after the other of a save, in steps of 4 KiB.
-
-    Needs root, for a small file system of its own.
+    """The disk is full at one write of a save, in steps of 4 KiB, for each write in turn. Needs
+    root, for a small file system of its own.
     """
     with _scratch() as scratch, _small_disk(scratch / "disk", 2**22) as disk:
         folder, filler = disk / "checkpoints", disk / "filler"
@@ -238,8 +235,9 @@ def _save_with_room(
 
 
 def cost() -> Iterator[Row]:
-    """Wall time of the paper's training with a save every 5 s against none, and what that makes of
-    a save every 60 s; the two in turn."""
+    """Wall time of the paper's training with a save every 5 s and without saves, in turn. The last
+    row is what that makes of a save every 60 s.
+    """
     config = load_config("paper")
     learner, run = replace(config.learner, updates=300), replace(config.run, eval_every=10**6)
     config = replace(config, learner=learner, tracking=TrackingConfig(wandb="off"), run=run)
@@ -261,7 +259,9 @@ def cost() -> Iterator[Row]:
 
 
 def resume() -> Iterator[Row]:
-    """From `train.py --run DIR` to its first row, the compiled programs cached."""
+    """Seconds from `train.py --run DIR` to its first row, with an empty cache of compiled programs
+    (cold) and a full one (warm).
+    """
     with _scratch() as scratch:
         config = replace(load_config("paper"), tracking=TrackingConfig(wandb="off"))
         config = replace(config, run=replace(config.run, log_every=1, eval_every=10**6))

@@ -36,8 +36,9 @@ MEMBERS = 8
 
 def devices() -> Iterator[Row]:
     """The same updates of `paper` (128 instances x 16 samples) over 1 to 8 virtual devices of one
-    process, on the same cores: efficiency is the rate over that of one device, and the difference
-    is the largest relative one of a metric, of the first row (updates 1 and 2) and of any."""
+    process, on the same cores. `efficiency`: the rate over that of one device. Differences are the
+    largest relative ones of any metric: in the first row (updates 1 and 2), and in any row.
+    """
     with tempfile.TemporaryDirectory() as folder:
         reference: list[dict[str, Any]] = []
         for count in (1, 2, 4, 8):
@@ -55,9 +56,10 @@ def devices() -> Iterator[Row]:
 
 
 def processes() -> Iterator[Row]:
-    """The same updates of `paper` over 8 virtual devices, in one process and in two of 4 devices
-    each, on loopback; the difference is the largest relative one of a metric, of the first row
-    (updates 1 and 2) and of any."""
+    """The same updates of `paper` over 8 virtual devices on loopback, in one process and in two of
+    4 devices each. Differences are the largest relative ones of any metric: in the first row
+    (updates 1 and 2), and in any row.
+    """
     with tempfile.TemporaryDirectory() as folder:
         reference = _run(Path(folder) / "one", "paper", 8)
         together = _run(Path(folder) / "two", "paper", 4, processes=2)
@@ -73,8 +75,9 @@ def processes() -> Iterator[Row]:
 
 
 def population() -> Iterator[Row]:
-    """Seeds of `smoke` in one program, against one seed alone: decisions/s of all members
-    together, and seconds of the whole command, compiling included."""
+    """One seed of `smoke` alone, and 8 in one program: decisions/s of all members together, and
+    seconds of the whole command, compiling included.
+    """
     with tempfile.TemporaryDirectory() as folder:
         alone = Path(folder) / "alone"
         rows = _run(alone, "smoke", 1)

@@ -68,10 +68,9 @@ def records(users: int | None, count: int) -> list[InstanceRecord]:
 
 
 def latency() -> Iterator[Row]:
-    """One plan of 16 users, splits included, one after the other: the program alone, and `decide`.
-
-    `first answer` is from the start of a new Python process; `again` is that of a second start,
-    which finds what JAX kept in its compilation cache.
+    """One plan of 16 users after the other, splits included: the program alone, and `decide`.
+    `first answer`: from the start of a new Python process. `again`: the same for a second start,
+    with what JAX kept in its compilation cache.
     """
     some = records(16, 64)
     for name in deploy.RUNTIMES:
@@ -148,9 +147,8 @@ def _first_answer(runtime: str, cache: str) -> float:
 
 
 def agreement() -> Iterator[Row]:
-    """Plans of each runtime beside those of the policy as `eval.py` decides, on fresh instances.
-
-    `farthest objective` is that of plans that differ, as a share.
+    """Plans of each runtime compared with the policy's own (`eval.py`), on fresh instances.
+    `farthest objective`: the largest difference among plans that differ, as a share.
     """
     some = records(None, AGREED)
     policy, _ = policy_folder.load("edge")
@@ -293,9 +291,8 @@ def _row(found: Sequence[tuple[int, float]], seconds: float, plans: int = 1) -> 
 
 
 def load() -> Iterator[Row]:
-    """16 clients on loopback, one instance of 16 users a request; then far more than it carries.
-
-    `too much`: 32 clients with 16 instances a request; `afterwards` is the first load again.
+    """`load`: 16 clients on loopback, one instance of 16 users a request. `too much`: 32 clients
+    with 16 instances a request, far more than it carries. `afterwards`: the first load again.
     """
     with served() as (port, _):
         _load(port, _bodies(), CLIENTS, 2.0)
@@ -338,7 +335,9 @@ def _resident(pid: int) -> float:
 
 
 def fuzz() -> Iterator[Row]:
-    """Instances with something wrong in them: each is refused by its field, or decided soundly."""
+    """Instances with something wrong in them. Each must be refused by its field, or decided
+    soundly.
+    """
     decider, rng = deploy.load(bundle_path()), random.Random(0)
     objects = [instance_to_json(record) for record in records(None, 64)]
     counted: Counter[str] = Counter()
