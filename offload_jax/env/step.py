@@ -21,7 +21,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from offload_jax.env.config import EnvConfig
 from offload_jax.env.state import State, empty_plan, is_current, open_pairs, room_for_current
-from offload_jax.plans.outcome import gain, solve_placed
+from offload_jax.plans.outcome import solve_assignment
 from offload_jax.plans.reduced_gains import reduced_gains
 from offload_jax.problem import equations
 from offload_jax.problem.arrays import one_hot, pick, ranks
@@ -112,17 +112,16 @@ def _assigned(
     instance: Instance, state: State, assignment: Int[Array, "users *batch"], env: EnvConfig
 ) -> tuple[State, Bool[Array, "*batch"]]:
     """The state with another assignment, and whether the solver's constraints leave it splits."""
-    placed = equations.place(instance, assignment)
-    solution = solve_placed(instance, placed, env.solver)
+    solved = solve_assignment(instance, assignment, env.solver)
     state = replace(
         state,
         assignment=assignment,
-        load=placed.load,
-        split=solution.split,
-        price=solution.price,
-        gain=gain(instance, placed, solution.split, env.solver),
+        load=solved.placed.load,
+        split=solved.splits.split,
+        price=solved.splits.price,
+        gain=solved.gain,
     )
-    return state, solution.status != Status.INFEASIBLE
+    return state, solved.splits.status != Status.INFEASIBLE
 
 
 def _adaptive_choice(

@@ -11,7 +11,7 @@ from jaxtyping import Array
 from offload_jax.env.config import EnvConfig
 from offload_jax.env.step import reset
 from offload_jax.plans.candidates import candidate_gains, exact_gains, gain_of, moved
-from offload_jax.plans.outcome import fits, gain, solve_placed
+from offload_jax.plans.outcome import fits, solve_assignment
 from offload_jax.plans.reduced_gains import reduced_gains
 from offload_jax.problem import equations
 from offload_jax.problem.arrays import one_hot
@@ -88,10 +88,9 @@ def reduced_greedy(instance: Instance, solver: Solver = NATIVE) -> Assignment:
     checked = min(RECHECKED, users * batches)
 
     def one(assignment: Assignment) -> tuple[Assignment, Array]:
-        placed = equations.place(instance, assignment)
-        solution = solve_placed(instance, placed, solver)
-        reduced = reduced_gains(instance, placed, solution.split, solution.price)
-        open_ = (instance.mask & ~placed.granted)[:, None]
+        now = solve_assignment(instance, assignment, solver)
+        reduced = reduced_gains(instance, now.placed, now.splits.split, now.splits.price)
+        open_ = (instance.mask & ~now.placed.granted)[:, None]
         reduced = jnp.where(open_, reduced, -jnp.inf)
         reduced = jnp.moveaxis(reduced.reshape(users * batches, *reduced.shape[2:]), 0, -1)
         worth, pairs = jax.lax.top_k(reduced, checked)
@@ -101,7 +100,7 @@ def reduced_greedy(instance: Instance, solver: Solver = NATIVE) -> Assignment:
             return moved(assignment, pairs[number] // batches, pairs[number] % batches + 1)
 
         gains = candidate_gains(instance, granted, checked, solver)
-        gains = gains - gain(instance, placed, solution.split, solver)
+        gains = gains - now.gain
         gains = jnp.where(jnp.isfinite(worth), gains, -jnp.inf)
         best = one_hot(jnp.argmax(gains, axis=0), checked)
         pair = jnp.sum(jnp.where(best, pairs, 0), axis=0)

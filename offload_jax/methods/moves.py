@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from offload_jax.plans.candidates import candidate_gains, exchanged, moved
-from offload_jax.plans.outcome import solve_placed
+from offload_jax.plans.outcome import solve_assignment
 from offload_jax.plans.reduced_gains import move_gains
 from offload_jax.problem import equations
 from offload_jax.problem.arrays import one_hot, pick, pick_column
@@ -115,8 +115,8 @@ class Moves:
 
         Minus infinity as in `gains`; the prices are those of the assignment's own splits.
         """
-        placed = equations.place(instance, assignment)
-        solution = solve_placed(instance, placed, solver)
+        solved = solve_assignment(instance, assignment, solver)
+        placed, solution = solved.placed, solved.splits
         worth, room = _outlook(instance, placed, solution)
         stay, demand = pick_column(assignment, worth), instance.demand
         single = jnp.where(demand[:, None] <= room, worth - stay[:, None], -jnp.inf)

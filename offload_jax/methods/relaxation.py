@@ -17,6 +17,7 @@ from flax import struct
 from jaxtyping import Array, Float
 
 from offload_jax.plans.candidates import gain_of
+from offload_jax.plans.outcome import split_rows
 from offload_jax.problem import equations
 from offload_jax.problem.equations import Curve
 from offload_jax.problem.instance import Instance, neutral_padding
@@ -101,17 +102,14 @@ def relaxed(layout: Layout, instance: Instance, assignment: Assignment) -> Relax
         slope=of_pairs(instance.accuracy_slope),
         centre=of_pairs(instance.accuracy_centre),
     )
-    problem = SplitProblem(
+    problem = split_rows(
+        curve,
+        of_users(instance.split_min),
         saving=of_users(instance.local_step) - times[:, :, :, None] - more,
         rate=demand * own,
-        amplitude=equations.amplitude(curve),
-        slope=curve.slope,
-        centre=curve.centre,
-        lower=jnp.maximum(of_users(instance.split_min), curve.centre),
         weight=jnp.ones(()),
         granted=jnp.ones((), bool),
         server=jnp.zeros((), jnp.int32),
-        steps=curve.steps,
         budget=jnp.zeros(()),
     )
     gain = jnp.maximum(gain_of(instance, assignment), 0)

@@ -9,10 +9,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from offload_jax.plans.outcome import fits, gain, solve_placed
+from offload_jax.plans.outcome import fits, solve_assignment
 from offload_jax.problem import equations
 from offload_jax.problem.arrays import any_row, one_hot
-from offload_jax.problem.equations import Placement
 from offload_jax.problem.instance import Instance
 from offload_jax.problem.types import Assignment
 from offload_jax.splits import NATIVE, Solver
@@ -42,7 +41,7 @@ def gain_of(
     instance: Instance, assignment: Assignment, solver: Solver = NATIVE
 ) -> Float[Array, "*batch"]:
     """U - U_deny (s) of an assignment with its optimal splits; see `outcome.gain`."""
-    return _gain_placed(instance, equations.place(instance, assignment), solver)
+    return solve_assignment(instance, assignment, solver).gain
 
 
 gains_of = jax.jit(gain_of, static_argnames="solver")  # of concrete instances
@@ -52,14 +51,9 @@ def feasible_gain(
     instance: Instance, assignment: Assignment, solver: Solver = NATIVE
 ) -> Float[Array, "*batch"]:
     """`gain_of`; minus infinity where a batch is over capacity."""
-    placed = equations.place(instance, assignment)
-    over = any_row(~fits(instance, placed.load))
-    return jnp.where(over, -jnp.inf, _gain_placed(instance, placed, solver))
-
-
-def _gain_placed(instance: Instance, placed: Placement, solver: Solver) -> Float[Array, "*batch"]:
-    solution = solve_placed(instance, placed, solver)
-    return gain(instance, placed, solution.split, solver)
+    solved = solve_assignment(instance, assignment, solver)
+    over = any_row(~fits(instance, solved.placed.load))
+    return jnp.where(over, -jnp.inf, solved.gain)
 
 
 # Problems that are solved side by side. Of 256 to 32,768 the fastest on 2 CPU cores lie around

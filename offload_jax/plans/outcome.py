@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from offload_jax.problem import equations
 from offload_jax.problem.arrays import pick
-from offload_jax.problem.equations import Placement
+from offload_jax.problem.equations import Curve, Placement
 from offload_jax.problem.instance import Instance
 from offload_jax.problem.types import Assignment, Scalar, Status
 from offload_jax.splits import Facts, Rules, Solution, Solver, SplitProblem, solver_named
@@ -43,20 +45,32 @@ def split_problem(instance: Instance, assignment: ArrayLike) -> SplitProblem:
 
 def problem_of(instance: Instance, placed: Placement) -> SplitProblem:
     """The same of a placement: Delta = l - s, rho = X_kk d, c = alpha (P - f) / sig(a (T - b))."""
-    amplitude = equations.amplitude(equations.user_curve(instance, placed))
-    lower = jnp.maximum(instance.split_min, placed.centre)
-    return SplitProblem(
+    problem = split_rows(
+        equations.user_curve(instance, placed),
+        instance.split_min,
         saving=instance.local_step - placed.edge_step,
         rate=placed.rate,
-        amplitude=jnp.where(placed.granted, amplitude, 0),
-        slope=placed.slope,
-        centre=placed.centre,
-        lower=jnp.where(placed.granted, lower, instance.steps),
         weight=jnp.ones_like(instance.alpha),
         granted=placed.granted,
         server=jnp.where(placed.granted, pick(placed.batch, instance.server), -1),
-        steps=instance.steps,
         budget=instance.budget,
+    )
+    return replace(
+        problem,
+        amplitude=jnp.where(placed.granted, problem.amplitude, 0),
+        lower=jnp.where(placed.granted, problem.lower, instance.steps),
+    )
+
+
+def split_rows(curve: Curve, split_min: Array, **others: Array) -> SplitProblem:
+    """Rows of a split problem: what follows from users' curves, beside what `others` say."""
+    return SplitProblem(
+        amplitude=equations.amplitude(curve),
+        slope=curve.slope,
+        centre=curve.centre,
+        lower=jnp.maximum(split_min, curve.centre),
+        steps=curve.steps,
+        **others,
     )
 
 
@@ -94,10 +108,24 @@ def facts_of(instance: Instance, placed: Placement) -> Facts:
     }
 
 
-def solve_placed(instance: Instance, placed: Placement, solver: Solver) -> Solution:
-    """Optimal splits of a placement, with the solver's rules if it has any."""
+@struct.dataclass
+class Solved:
+    """An assignment, placed and with its optimal splits."""
+
+    placed: Placement
+    splits: Solution
+    gain: Float[Array, "*batch"]  # U - U_deny, s; minus infinity where rules leave no splits
+
+
+def solve_assignment(instance: Instance, assignment: Assignment, solver: Solver) -> Solved:
+    """The way of every assignment: what users meet (1)-(3), their splits, what that is worth.
+
+    Nothing is checked; `evaluate` checks and reports more.
+    """
+    placed = equations.place(instance, assignment)
     facts = facts_of(instance, placed) if solver.rules else None
-    return solver.solve(problem_of(instance, placed), facts)
+    splits = solver.solve(problem_of(instance, placed), facts)
+    return Solved(placed, splits, gain(instance, placed, splits.split, solver))
 
 
 def gain(
@@ -170,8 +198,8 @@ def evaluate(instance: Instance, assignment: ArrayLike, solver: str | Solver = "
     integers outside 0..M where their values are known (not under `jit`).
     """
     solver, assignment = solver_named(solver), _checked(instance, assignment)
-    placed = equations.place(instance, assignment)
-    solution = solve_placed(instance, placed, solver)
+    solved = solve_assignment(instance, assignment, solver)
+    placed, solution = solved.placed, solved.splits
     # NaN splits would spoil the gradient of a whole batch, even where they are not looked at.
     none = jnp.isin(solution.status, jnp.array([Status.INVALID, Status.INFEASIBLE]))
     split = jnp.where(none, instance.steps, solution.split)

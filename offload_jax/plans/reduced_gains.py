@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import fields, replace
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from offload_jax.plans.outcome import fits
+from offload_jax.plans.outcome import fits, split_rows
 from offload_jax.problem import equations
 from offload_jax.problem.arrays import pick
 from offload_jax.problem.equations import Placement
@@ -106,22 +108,20 @@ def pair_problem(
     `saving` is s/step that the user saves there; padded users are not granted.
     """
     users, batches = instance.num_users, instance.num_batches
-    curve = equations.pair_curve(instance)
+    problem = split_rows(
+        equations.pair_curve(instance),
+        instance.split_min[:, None],
+        saving=saving,
+        rate=instance.demand[:, None] * equations.own_slope(instance),
+        weight=weight,
+        granted=instance.mask[:, None],
+        server=instance.server,
+        budget=instance.budget,
+    )
 
     def flat(x: Array) -> Array:
         x = jnp.broadcast_to(x, (users, batches, *saving.shape[2:]))
         return x.reshape(users * batches, *x.shape[2:])
 
-    return SplitProblem(
-        saving=flat(saving),
-        rate=flat(instance.demand[:, None] * equations.own_slope(instance)),
-        amplitude=flat(equations.amplitude(curve)),
-        slope=flat(curve.slope),
-        centre=flat(curve.centre),
-        lower=flat(jnp.maximum(instance.split_min[:, None], curve.centre)),
-        weight=flat(weight),
-        granted=flat(instance.mask[:, None]),
-        server=flat(instance.server),
-        steps=instance.steps,
-        budget=instance.budget,
-    )
+    of_rows = [field.name for field in fields(problem) if field.name not in ("steps", "budget")]
+    return replace(problem, **{name: flat(getattr(problem, name)) for name in of_rows})

@@ -90,7 +90,7 @@ def test_a_certain_policy_is_worth_its_plan() -> None:
     assert over.max() > 0
 
 
-@pytest.mark.parametrize("solver", [solver_named(name) for name in SOLVERS])
+@pytest.mark.parametrize("solver", map(solver_named, SOLVERS), ids=SOLVERS)
 def test_the_gradient_in_the_logits_is_that_of_differences(x64, solver) -> None:
     instances, seen, logits = decisions(ENVS["sorted"])
     unit = jnp.full(COUNT, 3.0)

@@ -20,14 +20,14 @@ from offload_jax.problem.arrays import one_hot
 from offload_jax.problem.instance import Instance
 from offload_jax.problem.scenario import EdgeScenario
 from offload_jax.problem.types import Status
-from offload_jax.splits import NATIVE, SplitsConfig
+from offload_jax.splits import NATIVE, SplitsConfig, solver_named
 
 # Nearly all of the time is compiling.
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 
 SCENARIO = EdgeScenario(num_users=(4, 6), batches=3, servers=2, models=2, budget=0.6,
                         split_min_share=0.5)  # fmt: skip
-SOLVERS = ("native", "cvxpylayers-moreau", "cvxpylayers-diffcp")
+SOLVERS = [solver_named(name) for name in ("native", "cvxpylayers-moreau", "cvxpylayers-diffcp")]
 COUNT = 24
 soft = jax.jit(soft_evaluate, static_argnames="solver")
 
@@ -46,7 +46,7 @@ def corner(plan: jax.Array) -> jax.Array:
     return jnp.moveaxis(one_hot(plan, 4), 0, 1).astype(float)
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", SOLVERS, ids=lambda solver: solver.name)
 def test_corners_are_plans(x64, solver) -> None:
     instances, _, plan = world()
     outcome, plain = soft(instances, corner(plan), solver=solver), EVALUATE(instances, plan)
@@ -72,7 +72,7 @@ def test_float32_corners_are_plans() -> None:
     assert np.max(np.abs(outcome.gain - plain.gain) / scale) <= 1e-6
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", SOLVERS, ids=lambda solver: solver.name)
 def test_gradient_is_that_of_differences(x64, solver) -> None:
     """In the probabilities (constrained to sums of 1) and in fields that move bounds and prices."""
     instances, p, _ = world()

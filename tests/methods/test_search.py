@@ -18,9 +18,9 @@ from offload_jax.methods.enumeration import enumerate_all
 from offload_jax.methods.moves import Moves
 from offload_jax.methods.search import Trace, repaired, someone
 from offload_jax.plans.candidates import feasible_gain, gain_of
-from offload_jax.plans.outcome import evaluate, solve_placed
+from offload_jax.plans.outcome import evaluate, solve_assignment
 from offload_jax.plans.reduced_gains import move_gains
-from offload_jax.problem import equations
+from offload_jax.splits import NATIVE
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 SEARCHES = [name for name, method in METHODS.items() if method.search is not None]
@@ -130,9 +130,8 @@ def test_move_gains_are_derivatives_of_the_soft_value(x64) -> None:
 
     @jit
     def all_of_them(plan, certain):
-        placed = equations.place(instances, plan)
-        solution = solve_placed(instances, placed, "native")
-        facts = instances, placed, solution.split, solution.price
+        now = solve_assignment(instances, plan, NATIVE)
+        facts = instances, now.placed, now.splits.split, now.splits.price
         slope = jax.grad(lambda p: jnp.sum(soft_evaluate(instances, p).value))(certain)
         return move_gains(*facts), slope
 
