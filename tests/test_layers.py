@@ -40,7 +40,7 @@ ALONE = {"files": (), "deploy": ("files",)}
 
 # Third parties that are slow, or reach out of the process: imported in these files only.
 HOMES = {
-    "wandb": ("runs.tracking.uploader",),
+    "wandb": ("runs.tracking.wandb_process",),
     "cvxpy": ("splits.cones", "splits.layer", "splits.qp"),
     "cvxpylayers": ("splits.layer",),
     "diffcp": ("splits.cones",),

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import tempfile
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,16 +14,18 @@ import tyro
 
 from offload_jax.files.checks import ConfigError, SyncError
 from offload_jax.runs import run_folder
-from offload_jax.runs.config import TrainConfig, to_settings
-from offload_jax.runs.restore import aliases_of, best, examine
-from offload_jax.runs.tracking import mirror
-from offload_jax.runs.tracking.courier import Courier
+from offload_jax.runs.config import to_settings
+from offload_jax.runs.restore import Saved, aliases_of, best, examine
 from offload_jax.runs.tracking.metrics import read_rows
+from offload_jax.runs.tracking.tracker import RunStart
+from offload_jax.runs.tracking.wandb_tracker import WandbTracker
 
-CURES = {
-    "key": "there is no W&B account to upload to; set WANDB_API_KEY, or call: wandb login",
-    "server": "the W&B server cannot be reached; try again later (WANDB_BASE_URL names another)",
-    "other": "W&B failed; nothing is lost, try again later",
+CURES = {  # by what W&B says; 401 alone, since ports have such digits, too
+    r"AuthenticationError|api key|\b401\b": "there is no W&B account to upload to; set "
+    "WANDB_API_KEY, or call: wandb login",
+    r"CommError|TimeoutError": "the W&B server cannot be reached; try again later (WANDB_BASE_URL "
+    "names another)",
+    "": "W&B failed; nothing is lost, try again later",
 }
 
 
@@ -54,86 +55,58 @@ def run(words: list[str], prog: str) -> int:
     rows = read_rows(parsed.run / "metrics.jsonl")
     if not rows:
         raise ConfigError(f"run {parsed.run} has no rows yet; train it first")
-    # Where that is interrupted, W&B may still write for a moment.
-    with tempfile.TemporaryDirectory("-offload-jax", ignore_cleanup_errors=True) as scratch:
-        return _upload(parsed, config, run_id, rows, Path(scratch))
-
-
-def _upload(
-    parsed: Arguments,
-    config: TrainConfig,
-    run_id: str,
-    rows: list[dict[str, Any]],
-    scratch: Path,
-) -> int:
     tracking = replace(
         config.tracking,
+        wandb="online",
         project=parsed.project or config.tracking.project,
         entity=parsed.entity or config.tracking.entity,
     )
-    messages = list(_messages(parsed, rows, scratch))
-    job = mirror.job_for(
-        tracking, parsed.run, scratch, run_id, to_settings(config), only_online=True
-    )
-    job = replace(job, finish_seconds=parsed.timeout_s)
-    end = time.monotonic() + parsed.timeout_s
+    checkpoints = [] if parsed.no_checkpoints else _best_and_latest(parsed.run / "checkpoints")
     print(f"uploading {parsed.run} to W&B, project {tracking.project}, run {run_id}", flush=True)
-    said: dict[str, Any] = {}
-    with Courier(job, scratch / "log") as courier:
-        for message in messages:
-            courier.send_by(end, message)
-        for reply in courier.replies(until=end):
-            said = reply | said  # the first trouble counts
-        late = not courier.gone
-    _check(said, late, parsed, scratch / "log")
-    print(f"{said['finished']} of {len(rows)} rows are new there, all are there now")
-    print(f"see {said['opened']}")
+    start = RunStart(parsed.run, run_id, to_settings(config), warn=lambda _: None)
+    # Where that is interrupted, W&B may still write for a moment.
+    with tempfile.TemporaryDirectory("-offload-jax", ignore_cleanup_errors=True) as scratch:
+        # It is told what a run tells while it goes on.
+        mirror = WandbTracker(tracking, start, later=(Path(scratch), parsed.timeout_s))
+        mirror.row(rows[-1])
+        for saved, aliases in checkpoints:
+            mirror.artifact(saved.path, saved.step, aliases)
+        if (curve := parsed.run / "learning_curve.png").is_file():
+            mirror.figure("learning_curve", curve)
+        mirror.finish()
+        _check(mirror.heard, parsed, Path(scratch) / "wandb" / "mirror.log")
+    if "failed" in mirror.heard:
+        print(mirror.heard["failed"])  # a checkpoint that is gone by now
+    print(f"{mirror.heard['finished']} of {len(rows)} rows are new there, all are there now")
+    print(f"see {mirror.heard['opened']}")
     return 0
 
 
-def _messages(
-    parsed: Arguments, rows: list[dict[str, Any]], scratch: Path
-) -> Iterator[dict[str, Any]]:
-    """What the other process is told, in order."""
-    yield {"rows": rows[-1]["step"]}
-    if not parsed.no_checkpoints:
-        yield from _checkpoints(parsed.run / "checkpoints", scratch / "checkpoints")
-    curve = parsed.run / "learning_curve.png"
-    if curve.is_file():
-        yield {"picture": str(curve.resolve()), "name": "learning_curve"}
-    yield {"finish": 0}
-
-
-def _checkpoints(folder: Path, staged: Path) -> Iterator[dict[str, Any]]:
-    """Copies of the best and the latest one: a run that is going on may remove its own."""
+def _best_and_latest(folder: Path) -> list[tuple[Saved, list[str]]]:
+    """Checkpoints to upload, by step, with their aliases."""
     good, bad = examine(folder)
     for path, reason in bad.items():
         print(f"checkpoint {path.name} is left out: it is damaged ({reason})")
     chosen = {saved.step: saved for saved in (best(good), *good[-1:]) if saved is not None}
-    for step, saved in sorted(chosen.items()):
-        try:
-            mirror.link_tree(saved.path, staged / str(step), math.inf)
-        except OSError as error:
-            print(f"checkpoint {step} is left out: {error}")
-            continue
-        yield {
-            "checkpoint": str(staged / str(step)),
-            "step": step,
-            "aliases": aliases_of(saved, good),
-        }
+    return [(saved, aliases_of(saved, good)) for _, saved in sorted(chosen.items())]
 
 
-def _check(said: dict[str, Any], late: bool, parsed: Arguments, log: Path) -> None:
+def cure(trouble: str) -> str:
+    """What to do about it."""
+    return next(text for what, text in CURES.items() if re.search(what, trouble, re.IGNORECASE))
+
+
+def _check(heard: dict[str, Any], parsed: Arguments, log: Path) -> None:
     """Raises SyncError where something is missing."""
-    if "trouble" in said:
-        raise SyncError(f"{CURES[said['cause']]} [{said['trouble']}]")
-    if late:
-        raise SyncError(
-            f"not everything was uploaded in {parsed.timeout_s:g} s; the same command goes on"
-        )
-    if "finished" not in said:
-        lines = log.read_text(errors="replace").splitlines() or ["it said nothing"]
-        raise SyncError(f"{CURES['other']} [its process ended: {lines[-1]}]")
+    if "trouble" in heard:
+        raise SyncError(f"{cure(heard['trouble'])} [{heard['trouble']}]")
+    if "finished" not in heard:
+        if "late" in heard:
+            raise SyncError(
+                f"not everything was uploaded in {parsed.timeout_s:g} s; the same command goes on"
+            )
+        lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+        raise SyncError(f"{CURES['']} [{heard['failed']}: {['it said nothing', *lines][-1]}]")
 
 
 def _run_id(folder: Path) -> str:

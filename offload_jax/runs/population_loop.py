@@ -38,8 +38,8 @@ from offload_jax.runs.population import (
 )
 from offload_jax.runs.recorder import Recorder, Reporter, Row, gap_due, row_due
 from offload_jax.runs.restore import restore
-from offload_jax.runs.tracking.metrics import MetricsFile
-from offload_jax.runs.tracking.mirror import Mirror
+from offload_jax.runs.tracking.registry import find_makers, tracked
+from offload_jax.runs.tracking.tracker import RunStart
 
 Numbers = dict[str, Array]  # settings that differ between members (`Learner.numbers`)
 Callback = Callable[[dict[str, Row]], None]  # is told the members' rows of one step
@@ -65,6 +65,7 @@ def train_population(
     check_alike(members)
     first = next(iter(members.values()))  # they share all that is looked at here
     train.check_rules(first)
+    find_makers(first.tracking)
     if not is_population(Path(folder)):
         train.check_init_from(first)
     started, devices = time.perf_counter(), member_devices(members)
@@ -110,11 +111,10 @@ class _Member:
 
     def open(self, step: int, stack: ExitStack) -> None:
         """Opens its rows, those up to a step, to go on from there."""
-        metrics = MetricsFile(self.folder / "metrics.jsonl", up_to_step=step)
-        stack.callback(metrics.close)
         off = replace(self.config.tracking, wandb="off")
-        mirror = stack.enter_context(Mirror(off, self.folder, self.about["id"], {}, self.warn))
-        report = Reporter(metrics, mirror, (), self.config.run, self.warn)
+        start = RunStart(self.folder, self.about["id"], asdict(self.config), step, self.warn)
+        tracker = stack.enter_context(tracked(off, start))
+        report = Reporter(tracker, (), self.config.run, self.warn)
         at_step = [one for one in self.checkpoints.good if one.step == step]
         saved = at_step[0].about if at_step else {}
         self.recorder = Recorder(self.config, self.checkpoints, report, saved)

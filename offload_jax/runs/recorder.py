@@ -16,8 +16,7 @@ from offload_jax.learning.learner import LearnerState, Metrics
 from offload_jax.runs import multihost
 from offload_jax.runs.checkpoint import Checkpoints
 from offload_jax.runs.config import RunConfig, TrainConfig
-from offload_jax.runs.tracking.metrics import MetricsFile
-from offload_jax.runs.tracking.mirror import Mirror
+from offload_jax.runs.tracking.tracker import Tracker
 
 Row = dict[str, int | float]
 Callback = Callable[[Row], None]
@@ -58,22 +57,17 @@ class Period:
 
 
 class Reporter:
-    """Puts each row into the file first, then tells the mirror and the callbacks."""
+    """Tells the tracker of each row, metrics.jsonl first, then the callbacks."""
 
     def __init__(
         self,
-        metrics: MetricsFile | None,
-        mirror: Mirror,
+        tracker: Tracker,
         callbacks: Sequence[Callback],
         run: RunConfig,
         warn: Callable[[str], None],
     ) -> None:
-        """Where writing may fail (run.failed_save), rows wait in memory until it works again.
-
-        Without a file, as in every process but the first one, rows go nowhere.
-        """
-        self.metrics, self.mirror, self.callbacks = metrics, mirror, callbacks
-        self.run, self.warn = run, warn
+        """Where writing may fail (run.failed_save), rows wait in memory until it works again."""
+        self.tracker, self.callbacks, self.run, self.warn = tracker, callbacks, run, warn
         self._waiting: list[Row] = []
 
     def behind(self) -> bool:
@@ -92,23 +86,18 @@ class Reporter:
 
     def finish(self) -> None:
         """Returns when every row is on disk; raises RunError where that fails."""
-        if self.metrics is None:
-            self._waiting.clear()
-            return
         while self._waiting:
             row = self._waiting[0]
             try:
-                self.metrics.append(row)
+                self.tracker.row(row)
             except OSError as error:
                 raise RunError(
-                    f"{self.metrics.path} cannot be written: {error.strerror}. Nothing before "
+                    f"{error.filename} cannot be written: {error.strerror}. Nothing before "
                     f"update {row['step']} is lost: mend that and go on with the run."
                 ) from None
             del self._waiting[0]
 
     def tell(self, row: Row) -> None:
-        if not self._waiting:  # the mirror reads what is on disk
-            self.mirror.log(row)
         for callback in self.callbacks:
             callback(row)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,8 +30,9 @@ from offload_jax.runs.config import TrainConfig, to_settings
 from offload_jax.runs.loop import describe_needs, loop, prepare, stop_requests
 from offload_jax.runs.recorder import Callback, Recorder, Reporter, Row
 from offload_jax.runs.restore import find, restore
-from offload_jax.runs.tracking.metrics import MetricsFile, read_rows
-from offload_jax.runs.tracking.mirror import Mirror
+from offload_jax.runs.tracking.metrics import read_rows
+from offload_jax.runs.tracking.registry import find_makers, tracked
+from offload_jax.runs.tracking.tracker import Noop, RunStart, Tracker
 
 _TRAINING = 0  # the branch of the seed that training draws from (evaluations: heldout.VALIDATION)
 
@@ -71,6 +72,7 @@ def train(
     config.validate()
     devices = config.find_devices()
     check_rules(config)
+    find_makers(config.tracking)
     if folder is None or not run_folder.is_run(Path(folder)):
         check_init_from(config)
     started, first = time.perf_counter(), multihost.is_first()
@@ -100,32 +102,40 @@ def _trained(
 ) -> LearnerState:
     """The state at the end of a run whose directory is claimed."""
     first, checkpoints_folder = multihost.is_first(), folder / "checkpoints"
-    tracking = config.tracking if first else replace(config.tracking, wandb="off")
     kept = {"config": to_settings(config), "versions": about["starts"][-1].get("versions")}
     with (
-        Mirror(tracking, folder, about["id"], to_settings(config), warn) as mirror,
         Checkpoints(
-            checkpoints_folder, config.run.keep, kept, warn, mirror.checkpoint
+            checkpoints_folder, config.run.keep, kept, warn, lambda *saved: tracker.artifact(*saved)
         ) as checkpoints,
+        _tracked(config, folder, about["id"], checkpoints, warn) as tracker,
         stop_requests() as stop,
     ):
         state, saved = _start_state(config, checkpoints, devices, warn)
         about["starts"][-1] |= (needs := prepare(config.to_learner(devices), state))
         if first:
             tell(describe_needs(needs))
-        rows = folder / "metrics.jsonl"
-        metrics = MetricsFile(rows, up_to_step=int(state.step)) if first else None
-        report = Reporter(metrics, mirror, callbacks, config.run, warn)
-        try:
-            state = loop(Recorder(config, checkpoints, report, saved), state, stop, devices)
-        finally:
-            if metrics:
-                metrics.close()
+        report = Reporter(tracker, callbacks, config.run, warn)
+        state = loop(Recorder(config, checkpoints, report, saved), state, stop, devices)
         checkpoints.wait()
         if first:
             draw_curve(folder, config)
-            mirror.picture("learning_curve", folder / "learning_curve.png")
+            tracker.figure("learning_curve", folder / "learning_curve.png")
     return state
+
+
+def _tracked(
+    config: TrainConfig,
+    folder: Path,
+    run_id: str,
+    checkpoints: Checkpoints,
+    warn: Callable[[str], None],
+) -> AbstractContextManager[Tracker]:
+    """The trackers of a start; of several processes only the first one has any."""
+    if not multihost.is_first():
+        return nullcontext(Noop())
+    newest = checkpoints.newest()
+    step = 0 if newest is None else newest.step
+    return tracked(config.tracking, RunStart(folder, run_id, to_settings(config), step, warn))
 
 
 def finish(

@@ -18,7 +18,8 @@ from wandb_server import Server
 from offload_jax.runs.config import TrainConfig
 from offload_jax.runs.config_file import to_yaml
 from offload_jax.runs.tracking.metrics import MetricsFile, TrackingConfig, read_rows
-from offload_jax.runs.tracking.mirror import Mirror
+from offload_jax.runs.tracking.tracker import Noop, RunStart
+from offload_jax.runs.tracking.wandb_tracker import WandbTracker
 
 ONLINE = TrackingConfig(wandb="online", project="tests", tags=("a",))
 OFFLINE = TrackingConfig(project="tests")
@@ -39,7 +40,8 @@ class Loop:
         self.timed(lambda: self._start(tracking, {"seed": config.seed}))
 
     def _start(self, tracking: TrackingConfig, settings: dict[str, int]) -> None:
-        self.mirror = Mirror(tracking, self.folder, self.folder.name, settings, self.said.append)
+        start = RunStart(self.folder, self.folder.name, settings, self._step, self.said.append)
+        self.mirror = Noop() if tracking.wandb == "off" else WandbTracker(tracking, start)
 
     def timed(self, call: Callable[[], object]) -> float:
         start = time.monotonic()
@@ -52,8 +54,8 @@ class Loop:
         for _ in range(count):
             self._step += 1
             row = {"step": self._step, "gap": 1 / self._step}
-            self._metrics.append(row)
-            self.longest = max(self.longest, self.timed(lambda row=row: self.mirror.log(row)))
+            self._metrics.row(row)
+            self.longest = max(self.longest, self.timed(lambda row=row: self.mirror.row(row)))
             time.sleep(pause)
 
     def checkpoint(self, aliases: tuple[str, ...] = ("latest",)) -> None:
@@ -61,21 +63,21 @@ class Loop:
         folder = self.folder / f"state-{self._step}"
         folder.mkdir()
         (folder / "weights").write_bytes(b"%d" % self._step * 100)
-        took = self.timed(lambda: self.mirror.checkpoint(folder, self._step, list(aliases)))
+        took = self.timed(lambda: self.mirror.artifact(folder, self._step, list(aliases)))
         self.longest = max(self.longest, took)
         (folder / "weights").unlink()
         folder.rmdir()
 
     def finish(self) -> None:
-        self._metrics.close()
-        self.timed(lambda: self.mirror.__exit__(None, None, None))
+        self._metrics.finish()
+        self.timed(self.mirror.finish)
 
     def written(self) -> list[dict[str, float]]:
         return read_rows(self.folder / "metrics.jsonl")
 
     def process(self) -> int:
         """The id of the process that mirrors."""
-        return self.mirror._courier._process.pid
+        return self.mirror._process.pid
 
     def service(self) -> int:
         """The id of its W&B service."""

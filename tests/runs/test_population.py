@@ -120,15 +120,15 @@ def test_the_last_states_are_saved_once_their_rows_could_be(trained, tmp_path, m
         name: replace(config, run=replace(config.run, failed_save="go-on"))
         for name, config in read_members(trained).items()
     }
-    append, full = MetricsFile.append, set()
+    write, full = MetricsFile.row, set()
 
     def once_full(self: MetricsFile, row) -> None:
         if row["step"] == 4 and self.path not in full:
             full.add(self.path)
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        append(self, row)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+        write(self, row)
 
-    monkeypatch.setattr(MetricsFile, "append", once_full)
+    monkeypatch.setattr(MetricsFile, "row", once_full)
     for name in GOOD:
         shutil.rmtree(folder / name / "checkpoints" / "4")
     population_loop.train_population(members, folder, warn=lambda _: None)

@@ -27,6 +27,7 @@ from offload_jax.runs.config import TrainConfig
 from offload_jax.runs.config_file import to_yaml
 from offload_jax.runs.recorder import Row
 from offload_jax.runs.tracking.metrics import MetricsFile
+from offload_jax.runs.tracking.registry import TRACKERS
 from offload_jax.runs.train import RunResult, _start_state, load_policy, settings_of, train
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
@@ -118,17 +119,49 @@ def test_what_may_not_change_within_a_run(trained) -> None:
         run_folder.resumed(saved, replace(saved, run=replace(saved.run, eval_instances=9)))
 
 
+def test_an_own_tracker_hears_of_all(half, monkeypatch) -> None:
+    heard: list[tuple] = []
+
+    class Own:
+        def __init__(self, config, start) -> None:
+            heard.append(("start", start.step, start.settings["seed"]))
+
+        def row(self, row) -> None:
+            heard.append(("row", row["step"]))
+
+        def figure(self, name, path) -> None:
+            heard.append(("figure", name, path.is_file()))
+
+        def artifact(self, path, step, aliases) -> None:
+            heard.append(("artifact", step, (path / "state").is_dir(), "latest" in aliases))
+
+        def finish(self, failed=False) -> None:
+            heard.append(("finish", failed))
+
+    monkeypatch.setitem(TRACKERS, "own", Own)
+    config = tiny(6)
+    train(replace(config, tracking=replace(config.tracking, also=("own",))), folder=half)
+    assert heard == [
+        ("start", 4, 0),
+        ("row", 5),
+        ("row", 6),
+        ("artifact", 6, True, True),
+        ("figure", "learning_curve", True),
+        ("finish", False),
+    ]
+
+
 def full_at(step: int, times: int, monkeypatch) -> None:
     """The disk is full when the row of `step` is written, so many times."""
-    append, left = MetricsFile.append, [times]
+    write, left = MetricsFile.row, [times]
 
     def full(self: MetricsFile, row) -> None:
         if row["step"] == step and left[0]:
             left[0] -= 1
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        append(self, row)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+        write(self, row)
 
-    monkeypatch.setattr(MetricsFile, "append", full)
+    monkeypatch.setattr(MetricsFile, "row", full)
 
 
 def test_a_full_disk_stops_the_run_and_loses_nothing(half, monkeypatch) -> None:
