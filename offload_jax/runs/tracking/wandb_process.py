@@ -43,7 +43,7 @@ def main() -> None:
         if job["online"]:
             _claim(job)
         upload = _opened(job, reply)
-        reply(opened=upload.url)
+        reply(opened=upload.run.url)
         for line in sys.stdin.buffer:
             match json.loads(line):
                 case {"row": step}:
@@ -69,6 +69,7 @@ def _opened(job: Job, reply: Callable[..., None]) -> Upload:
     folder = os.path.join(job["scratch"], "wandb")
     for name in ("WANDB_CACHE_DIR", "WANDB_DATA_DIR", "WANDB_ARTIFACT_DIR"):
         os.environ.setdefault(name, folder)
+    os.environ.setdefault("WANDB_PROGRAM", job["program"])  # else it shows this file
     os.environ.setdefault("WANDB_X_STATS_PID", str(job["pid"]))  # whose memory and CPU it shows
     os.environ.pop("WANDB_SERVICE", None)  # of the process that trains, if it uses W&B itself
     # Not one for all starts: the process of a killed one may still be at work in its own.
@@ -95,7 +96,7 @@ class Upload:
         import wandb
 
         self.job, self.online, self.wandb = job, online, wandb
-        self._run = wandb.init(
+        self.run = wandb.init(
             **job["init"],
             mode="online" if online else "offline",
             resume="allow",
@@ -108,16 +109,14 @@ class Upload:
                 finish_timeout_raises=True,
                 console="off",
                 silent=True,
-                program=job["program"],
             ),
         )
         self._said = _Said()
         wandb.termsetup(wandb.Settings(silent=True), self._said)
-        self._run.define_metric("gap", summary="min")
-        self.url: str | None = self._run.url if online else None
+        self.run.define_metric("gap", summary="min")
         # The last step that the server has. Offline: the files of earlier starts have those before
         # the first row that we are told of.
-        self.have: float | None = self._run.starting_step - 1 if online else None
+        self.have: float | None = self.run.starting_step - 1 if online else None
         self.sent, self._newest = 0, 0  # rows, step of the last one of them
         # Kept open: a later start of the run may put another file in its place.
         self._file = (Path(job["folder"]) / "metrics.jsonl").open("rb")
@@ -134,7 +133,7 @@ class Upload:
             self._evaluations += [row] if "gap" in row else []
             if row["step"] > self.have:
                 self.sent, self._newest = self.sent + 1, int(row["step"])
-                self._run.log(row, step=self._newest)
+                self.run.log(row, step=self._newest)
 
     def checkpoint(self, path: str, step: int, aliases: Sequence[str]) -> None:
         """Uploads a folder that is ours to remove; those overtaken while they wait are left out.
@@ -160,7 +159,7 @@ class Upload:
             names = list(dict.fromkeys(name for row in self._evaluations for name in row))
             cells = [[row.get(name) for name in names] for row in self._evaluations]
             self.show("evaluations", self.wandb.Table(columns=[*names], data=cells))
-        self._run.finish(exit_code=exit_code)
+        self.run.finish(exit_code=exit_code)
         self._check()
         if late:
             raise TimeoutError("not all checkpoints were uploaded in time")
@@ -176,7 +175,7 @@ class Upload:
         try:
             artifact = self.wandb.Artifact(name, type="checkpoint", metadata={"step": step})
             artifact.add_dir(path, policy="immutable", skip_cache=True)
-            self._run.log_artifact(artifact, aliases=list(aliases)).wait()
+            self.run.log_artifact(artifact, aliases=list(aliases)).wait()
         except Exception as error:
             raise RuntimeError(f"checkpoint {step}: {reason(error)}") from error
         finally:
@@ -187,9 +186,9 @@ class Upload:
         # A row is open until the next one, and what is logged with its step joins it. Later it
         # would become a row of its own, behind which the server refuses the run's next rows.
         if self.sent:
-            self._run.log({name: value}, step=self._newest)
+            self.run.log({name: value}, step=self._newest)
         else:
-            self._run.summary[name] = value
+            self.run.summary[name] = value
 
     def _check(self) -> None:
         """Raises RuntimeError where the server gave rows up, OSError where the disk is full: W&B
@@ -242,7 +241,7 @@ def _claim(job: Job) -> None:
             time.sleep(0.1)
     if int(os.read(lock, 32) or 0) > job["started"]:
         raise RuntimeError("a later start of this run uploads it")
-    os.pwrite(lock, b"%d" % job["started"], 0)  # of so many digits for some centuries
+    os.pwrite(lock, b"%d" % job["started"], 0)  # as long as the number before
 
 
 def reason(error: BaseException) -> str:

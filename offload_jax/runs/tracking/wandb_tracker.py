@@ -54,7 +54,7 @@ class WandbTracker:
             "fallback": later is None,
             "init": {"id": start.run_id, "config": start.settings}  # of wandb.init
             | {name: getattr(config, name) for name in ("project", "entity", "group", "tags")},
-            "program": sys.argv[0],  # what W&B shows as the script
+            "program": sys.argv[0] or "python",  # what W&B shows as the script
             "started": time.time_ns(),
             "pid": os.getpid(),
             "init_seconds": INIT_SECONDS,

@@ -58,7 +58,9 @@ def test_offline_needs_nothing(tmp_path, monkeypatch) -> None:
     loop.rows(2)
     loop.checkpoint()
     loop.finish()
-    assert [path.name for path in loop.files()] == ["run-offline.wandb"]
+    [file] = loop.files()
+    assert file.name == "run-offline.wandb"
+    assert b"wandb_process.py" not in file.read_bytes()  # the run is of the script that trains
     assert loop.said == []
     assert not list(loop.folder.glob("wandb/checkpoints/*"))
 
