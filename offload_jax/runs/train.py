@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from offload_jax.runs.recorder import Callback, Recorder, Reporter, Row
 from offload_jax.runs.restore import find, restore
 from offload_jax.runs.tracking.metrics import read_rows
 from offload_jax.runs.tracking.registry import find_makers, tracked
-from offload_jax.runs.tracking.tracker import Noop, RunStart, Tracker
+from offload_jax.runs.tracking.tracker import Noop, RunStart
 
 _TRAINING = 0  # the branch of the seed that training draws from (evaluations: heldout.VALIDATION)
 
@@ -107,13 +107,16 @@ def _trained(
         Checkpoints(
             checkpoints_folder, config.run.keep, kept, warn, lambda *saved: tracker.artifact(*saved)
         ) as checkpoints,
-        _tracked(config, folder, about["id"], checkpoints, warn) as tracker,
+        ExitStack() as trackers,  # told of the end when Ctrl-C is what it was before
         stop_requests() as stop,
     ):
         state, saved = _start_state(config, checkpoints, devices, warn)
         about["starts"][-1] |= (needs := prepare(config.to_learner(devices), state))
         if first:
             tell(describe_needs(needs))
+        # Not before: a start that fails leaves metrics.jsonl as it is.
+        start = RunStart(folder, about["id"], to_settings(config), int(state.step), warn)
+        tracker = trackers.enter_context(tracked(config.tracking, start)) if first else Noop()
         report = Reporter(tracker, callbacks, config.run, warn)
         state = loop(Recorder(config, checkpoints, report, saved), state, stop, devices)
         checkpoints.wait()
@@ -121,21 +124,6 @@ def _trained(
             draw_curve(folder, config)
             tracker.figure("learning_curve", folder / "learning_curve.png")
     return state
-
-
-def _tracked(
-    config: TrainConfig,
-    folder: Path,
-    run_id: str,
-    checkpoints: Checkpoints,
-    warn: Callable[[str], None],
-) -> AbstractContextManager[Tracker]:
-    """The trackers of a start; of several processes only the first one has any."""
-    if not multihost.is_first():
-        return nullcontext(Noop())
-    newest = checkpoints.newest()
-    step = 0 if newest is None else newest.step
-    return tracked(config.tracking, RunStart(folder, run_id, to_settings(config), step, warn))
 
 
 def finish(
