@@ -151,6 +151,18 @@ def test_an_own_tracker_hears_of_all(half, monkeypatch) -> None:
     ]
 
 
+def test_a_start_that_fails_leaves_the_rows(half, monkeypatch) -> None:
+    before = (half / "metrics.jsonl").read_bytes()
+
+    def fail(*_: object) -> None:
+        raise MemoryError("no room to compile")
+
+    monkeypatch.setattr("offload_jax.runs.train.prepare", fail)
+    with pytest.raises(MemoryError):
+        train(tiny(6), folder=half)
+    assert (half / "metrics.jsonl").read_bytes() == before
+
+
 def full_at(step: int, times: int, monkeypatch) -> None:
     """The disk is full when the row of `step` is written, so many times."""
     write, left = MetricsFile.row, [times]

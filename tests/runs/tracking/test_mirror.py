@@ -6,8 +6,10 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from importlib import metadata
 from pathlib import Path
@@ -24,6 +26,7 @@ from offload_jax.files.disk import NAME, seal
 from offload_jax.runs import run_folder
 from offload_jax.runs.tracking import wandb_tracker
 from offload_jax.runs.tracking.metrics import TrackingConfig
+from offload_jax.runs.tracking.wandb_process import Upload
 from offload_jax.runs.train import train
 
 
@@ -221,6 +224,23 @@ def test_a_killed_run_goes_on_at_once(server, tmp_path) -> None:
         assert run.exit_code == 0
 
 
+@pytest.mark.fast
+def test_checkpoints_that_are_overtaken_while_they_wait_are_left_out(tmp_path) -> None:
+    """One is on its way over a slow network while the others come."""
+    upload, slow, sent = object.__new__(Upload), threading.Event(), []
+    upload.online, upload._checkpoints, upload._thread = True, [], ThreadPoolExecutor(1)
+    upload._send = lambda path, step, aliases: (slow.wait(60), sent.append(step))
+    for step in range(1, 6):
+        (tmp_path / str(step)).mkdir()
+        aliases = ["latest", f"step-{step}"] + ["best"] * (step in (1, 3))
+        upload.checkpoint(str(tmp_path / str(step)), step, aliases)
+        time.sleep(0.05)  # the first one has to be on its way
+    slow.set()
+    upload._thread.shutdown()
+    assert sent == [1, 3, 5]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "3", "5"]
+
+
 def test_without_wandb_installed(tmp_path, monkeypatch) -> None:
     (tmp_path / "wandb.py").write_text("raise ModuleNotFoundError('No module named wandb')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
@@ -304,6 +324,10 @@ def test_sync_refuses(server, tmp_path, monkeypatch, capsys) -> None:
     server.mood = "strange"
     assert cli.main(words) == 1
     assert "set WANDB_API_KEY, or call: wandb login" in capsys.readouterr().err
+    server.mood = "silent"
+    assert cli.main([*words, "--timeout-s", "0.5"]) == 1
+    late = "not everything was uploaded in 0.5 s; the same command goes on"
+    assert late in capsys.readouterr().err
     server.stop()
     assert cli.main(words) == 1
     assert "the W&B server cannot be reached" in capsys.readouterr().err
