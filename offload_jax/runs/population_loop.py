@@ -112,7 +112,7 @@ class _Member:
     def open(self, step: int, stack: ExitStack) -> None:
         """Opens its rows, those up to a step, to go on from there."""
         off = replace(self.config.tracking, wandb="off")
-        start = RunStart(self.folder, self.about["id"], asdict(self.config), step, self.warn)
+        start = RunStart(self.folder, self.about["id"], to_settings(self.config), step, self.warn)
         tracker = stack.enter_context(tracked(off, start))
         report = Reporter(tracker, (), self.config.run, self.warn)
         at_step = [one for one in self.checkpoints.good if one.step == step]
