@@ -40,8 +40,9 @@ from offload_jax.runs.population import (
     is_population,
     read_members,
 )
-from offload_jax.runs.population_loop import train_population
+from offload_jax.runs.population_train import train_population
 from offload_jax.runs.recorder import Row
+from offload_jax.runs.task import PolicyLearning
 from offload_jax.runs.train import RunResult, check_init_from, check_rules, train
 
 S = TypeVar("S")
@@ -168,9 +169,9 @@ def _status(result: RunResult) -> int:
 
 
 def _dry_run(config: TrainConfig, tried: str = "everything") -> int:
-    learner = config.to_learner(config.find_devices())
-    state = jax.eval_shape(lambda key: learning.init(learner, key), jax.random.key(0))
-    needs = prepare(learner, state)
+    task = PolicyLearning(config, config.find_devices())
+    state = jax.eval_shape(lambda key: learning.init(task.learner, key), jax.random.key(0))
+    needs = prepare(task, state)
     if not multihost.is_first():
         return 0
     size = sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(state.params))

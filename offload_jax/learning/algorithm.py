@@ -6,6 +6,7 @@ Inside an update arrays have this device's share of the instances; on one device
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -116,13 +117,18 @@ class Learner:
         def of(section: str) -> dict[str, Any]:
             return {k.partition(".")[2]: v for k, v in numbers.items() if k.startswith(section)}
 
-        algorithm: Any = self.algorithm
-        return replace(
-            self,
-            devices=ONE_DEVICE,
-            config=replace(self.config, **of("learner.")),
-            algorithm=replace(algorithm, **of("algorithm.")),
-        )
+        changed = replace(self, devices=ONE_DEVICE)
+        object.__setattr__(changed, "config", _with(self.config, of("learner.")))
+        object.__setattr__(changed, "algorithm", _with(self.algorithm, of("algorithm.")))
+        return changed
+
+
+def _with(record: Any, values: Mapping[str, Any]) -> Any:
+    """A copy with other values, which may be traced: not for `replace`, which checks fields."""
+    made = copy(record)
+    for name, value in values.items():
+        object.__setattr__(made, name, value)
+    return made
 
 
 def _taken(tree: Any, chosen: Int[Array, "part"]) -> Any:

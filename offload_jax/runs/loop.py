@@ -5,74 +5,116 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import jax
+import numpy as np
 
 from offload_jax.files.checks import RunError
-from offload_jax.learning import learner as learning
-from offload_jax.learning import nonfinite
-from offload_jax.learning.algorithm import Learner
-from offload_jax.learning.devices import ONE_DEVICE, Devices, local_copy, memory_mb
-from offload_jax.learning.learner import LearnerState, Metrics
+from offload_jax.learning.devices import memory_mb
 from offload_jax.runs import multihost
-from offload_jax.runs.heldout import validation
-from offload_jax.runs.recorder import Recorder, gap_due, row_due
+from offload_jax.runs.recorder import Recorder, Row, gap_due, row_due
+from offload_jax.runs.task import Task
 
 MAX_SKIPPED = 10  # updates in a row: more are no accident
 
 
-@partial(jax.jit, static_argnums=0, donate_argnums=1)
-def _update(learner: Learner, state: LearnerState) -> tuple[LearnerState, Metrics]:
-    return learning.update(learner, state)
+class Member:
+    """A run that the loop keeps; one that diverges is left out from then on."""
+
+    def __init__(
+        self, recorder: Recorder, name: str = "", on_divergence: Callable[[int], None] | None = None
+    ) -> None:
+        """`on_divergence` is told the update; without it, divergence ends the loop."""
+        self.recorder, self.name, self._on_divergence = recorder, name, on_divergence
+        self.diverged = False
+
+    def diverge(self, step: int, error: RunError) -> None:
+        if self._on_divergence is None:
+            raise error
+        self.diverged = True
+        self._on_divergence(step)
+        self.recorder.report.warn(f"{self.name}: {error} The others go on.")
 
 
 def loop(
-    recorder: Recorder,
-    state: LearnerState,
+    task: Task,
+    members: Sequence[Member],
+    state: Any,
     stop: threading.Event,
-    devices: Devices = ONE_DEVICE,
-) -> LearnerState:
+    tell: Callable[[dict[str, Row]], None] = lambda rows: None,
+) -> Any:
     """Updates until all are made or `stop` is set, with rows, evaluations and checkpoints.
 
-    In several processes, `stop` in one of them stops all after the same update.
+    `tell` hears the rows of all members at once. In several processes, `stop` in one of them stops
+    all after the same update.
+
+    Raises RunError where the only member, or the last one, diverges.
     """
-    config = recorder.config
-    learner, gap = config.to_learner(devices), validation(config, devices)
-    while int(state.step) < config.learner.updates:
-        if multihost.any_of_all(stop.is_set()):
-            break
-        state, metrics = _update(learner, state)
-        if metrics["sound"]:
-            recorder.period.add(metrics)
-        else:
-            state = past_fault(recorder, state)
-        step = int(state.step)
+    config = members[0].recorder.config  # they share all that is looked at here
+    step = int(np.max(state.step))
+    while step < config.learner.updates and not multihost.any_of_all(stop.is_set()):
+        state, metrics = task.update(state)
+        step += 1
+        state = _recorded(task, members, state, metrics)
         if row_due(config, step):
-            recorder.row(state, gap(state.params) if gap_due(config, step) else None)
-        if recorder.save_due():
-            recorder.save(state)
-    recorder.report.finish()
-    recorder.save(state)  # no update is saved twice
+            gaps = task.evaluate(state) if gap_due(config, step) else [None] * len(members)
+            parts = zip(members, task.split(state), gaps, strict=True)
+            tell({m.name: m.recorder.row(part, gap) for m, part, gap in parts if not m.diverged})
+        if any(member.recorder.save_due() for member in members):
+            _save(task, members, state)
+    for member in members:
+        member.recorder.report.finish()
+    _save(task, members, state)  # no update is saved twice
     return state
 
 
-def past_fault(recorder: Recorder, state: LearnerState) -> LearnerState:
-    """Skips the update that `state` cannot make, or raises RunError, the state saved."""
-    config, period, step = recorder.config, recorder.period, int(state.step)
+def _recorded(task: Task, members: Sequence[Member], state: Any, metrics: dict[str, Any]) -> Any:
+    """Keeps every member's metrics of an update; the state, past the updates that failed."""
+    found = {name: np.atleast_1d(value) for name, value in jax.device_get(metrics).items()}
+    past = {}
+    for i, member in enumerate(members):
+        own = {name: value[i] for name, value in found.items()}
+        if member.diverged:
+            continue
+        if own["sound"]:
+            member.recorder.period.add(own)
+        else:
+            part = task.split(state)[i]
+            try:
+                past[i] = _past_fault(task, member, i, part)
+            except RunError as error:
+                member.diverge(int(part.step) + 1, error)
+    if all(member.diverged for member in members):
+        raise RunError(
+            "all members have diverged. Their checkpoints remain; start anew with lower "
+            "learner.lr or learner.max_grad_norm."
+        )
+    return task.join(state, past) if past else state
+
+
+def _save(task: Task, members: Sequence[Member], state: Any) -> None:
+    for member, part in zip(members, task.split(state), strict=True):
+        if not member.diverged:
+            member.recorder.save(part)
+
+
+def _past_fault(task: Task, member: Member, number: int, part: Any) -> Any:
+    """Skips the update that a member cannot make, or raises RunError, its state saved."""
+    recorder = member.recorder
+    config, period, step = recorder.config, recorder.period, int(part.step)
     skip = config.run.not_finite == "skip" and period.skipped_in_a_row < MAX_SKIPPED
     if not skip:  # first: explaining needs time and memory
-        recorder.save(state)
+        recorder.save(part)
         recorder.checkpoints.wait()
-    cause = f"update {step + 1}: {nonfinite.explain(config.to_learner(), local_copy(state))}"
+    cause = f"update {step + 1}: {task.explain(number, part)}"
     if skip:
         if multihost.is_first():
             recorder.report.warn(f"skipped {cause}")
         period.skip()
-        return learning.skip(state)
+        return task.skip(part)
     raise RunError(
         f"training diverged at {cause}. That update was not applied, and a checkpoint of update "
         f"{step} is kept. Start a new run with a lower learner.lr or learner.max_grad_norm, or go "
@@ -80,17 +122,12 @@ def past_fault(recorder: Recorder, state: LearnerState) -> LearnerState:
     )
 
 
-def prepare(learner: Learner, state: LearnerState) -> dict[str, Any]:
-    """Compiles the update; says what it runs on and what it needs."""
-    return needs_of(_update.lower(learner, state), learner.devices)
-
-
-def needs_of(program: jax.stages.Lowered, devices: Devices) -> dict[str, Any]:
-    """Compiles a program; what it runs on and needs, for run.json and the first line of a run."""
-    memory = memory_mb(program.compile())
+def prepare(task: Task, state: Any) -> dict[str, Any]:
+    """Compiles the update; what it runs on and needs, for run.json and the first line of a run."""
+    memory = memory_mb(task.lower(state).compile())
     multihost.any_of_all(False)  # compiling takes some longer, and a first collective waits 30 s
     return {
-        "devices": devices.count,
+        "devices": task.devices.count,
         "processes": jax.process_count(),
         "memory_mb_per_device": memory,
     }

@@ -8,11 +8,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import jax
 import numpy as np
 
 from offload_jax.files.checks import CheckpointError, RunError
-from offload_jax.learning.learner import LearnerState, Metrics
+from offload_jax.learning.learner import LearnerState
 from offload_jax.runs import multihost
 from offload_jax.runs.checkpoint import Checkpoints
 from offload_jax.runs.config import RunConfig, TrainConfig
@@ -32,9 +31,9 @@ class Period:
     made: int = 0  # updates of this process: those of a checkpoint took no time here
     started: float = field(default_factory=time.perf_counter)
 
-    def add(self, metrics: Metrics) -> None:
-        numbers = jax.device_get(metrics)
-        self.updates.append({n: float(x) for n, x in numbers.items() if n != "sound"})
+    def add(self, metrics: Mapping[str, Any]) -> None:
+        """Numbers of an update, on the host."""
+        self.updates.append({n: float(x) for n, x in metrics.items() if n != "sound"})
         self.made += 1
         self.skipped_in_a_row = 0
 

@@ -27,9 +27,10 @@ from offload_jax.policy.policy import Policy
 from offload_jax.runs import multihost, policy_folder, run_folder
 from offload_jax.runs.checkpoint import Checkpoints
 from offload_jax.runs.config import TrainConfig, to_settings
-from offload_jax.runs.loop import describe_needs, loop, prepare, stop_requests
+from offload_jax.runs.loop import Member, describe_needs, loop, prepare, stop_requests
 from offload_jax.runs.recorder import Callback, Recorder, Reporter, Row
 from offload_jax.runs.restore import find, restore
+from offload_jax.runs.task import PolicyLearning
 from offload_jax.runs.tracking.metrics import read_rows
 from offload_jax.runs.tracking.registry import find_makers, tracked
 from offload_jax.runs.tracking.tracker import Noop, RunStart
@@ -111,14 +112,15 @@ def _trained(
         stop_requests() as stop,
     ):
         state, saved = _start_state(config, checkpoints, devices, warn)
-        about["starts"][-1] |= (needs := prepare(config.to_learner(devices), state))
+        task = PolicyLearning(config, devices)
+        about["starts"][-1] |= (needs := prepare(task, state))
         if first:
             tell(describe_needs(needs))
         # Not before: a start that fails leaves metrics.jsonl as it is.
         start = RunStart(folder, about["id"], to_settings(config), int(state.step), warn)
         tracker = trackers.enter_context(tracked(config.tracking, start)) if first else Noop()
         report = Reporter(tracker, callbacks, config.run, warn)
-        state = loop(Recorder(config, checkpoints, report, saved), state, stop, devices)
+        state = loop(task, [Member(Recorder(config, checkpoints, report, saved))], state, stop)
         checkpoints.wait()
         if first:
             draw_curve(folder, config)

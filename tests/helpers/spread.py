@@ -22,6 +22,7 @@ from offload_jax.learning.devices import local_copy
 from offload_jax.runs import loop, multihost
 from offload_jax.runs.config import TrainConfig
 from offload_jax.runs.config_file import load_config
+from offload_jax.runs.task import PolicyLearning
 from offload_jax.runs.train import initial_state, train
 
 COLLECTIVES = "all_reduce|all_gather|all_to_all|collective_permute|reduce_scatter"
@@ -30,8 +31,8 @@ COLLECTIVES = "all_reduce|all_gather|all_to_all|collective_permute|reduce_scatte
 def trace(config: TrainConfig) -> dict[str, Any]:
     """The collectives of an update on all devices, and what is said of impossible settings."""
     devices = config.find_devices()
-    learner, state = config.to_learner(devices), devices.place(initial_state(config))
-    text = loop._update.lower(learner, state).as_text()
+    state = devices.place(initial_state(config))
+    text = PolicyLearning(config, devices).lower(state).as_text()
     few = replace(config, learner=replace(config.learner, instances=8))
     many = replace(config, run=replace(config.run, devices=9))
     return {
@@ -54,11 +55,12 @@ def updates(config: TrainConfig, address: str, process: str) -> dict[str, Any]:
     """The metrics of a run's updates in one of two processes, and what they agree upon."""
     with multihost.started(multihost.DistributedConfig(address, 2, int(process))):
         devices = config.find_devices()
-        learner, state = config.to_learner(devices), devices.place(initial_state(config))
-        needs = loop.prepare(learner, state)
+        state = devices.place(initial_state(config))
+        task = PolicyLearning(config, devices)
+        needs = loop.prepare(task, state)
         rows = []
         for _ in range(config.learner.updates):
-            state, metrics = loop._update(learner, state)
+            state, metrics = task.update(state)
             rows.append({name: float(x) for name, x in jax.device_get(metrics).items()})
         here = local_copy(state)  # as a fault is looked into
         refused = ""

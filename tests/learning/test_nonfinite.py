@@ -17,13 +17,14 @@ from offload_jax.learning import likelihood, nonfinite
 from offload_jax.learning.algorithms import self_labelling
 from offload_jax.learning.algorithms.self_labelling import SelfLabelling
 from offload_jax.learning.config import LearnerConfig
+from offload_jax.learning.devices import ONE_DEVICE
 from offload_jax.learning.learner import LearnerState
 from offload_jax.policy.transformer import Transformer
 from offload_jax.problem.scenario import PaperScenario
-from offload_jax.runs import loop
 from offload_jax.runs.checkpoint import Checkpoints
 from offload_jax.runs.config import RunConfig, TrainConfig
 from offload_jax.runs.recorder import Recorder, Reporter
+from offload_jax.runs.task import PolicyLearning
 from offload_jax.runs.tracking.metrics import TrackingConfig, read_rows
 from offload_jax.runs.train import initial_state, load_policy, train
 
@@ -138,10 +139,10 @@ def test_a_fault_that_cannot_be_explained_loses_nothing(faulty, tmp_path, monkey
 
 
 def test_nothing_of_a_failed_update_is_applied(faulty) -> None:
-    learner = faulty.to_learner()
+    task = PolicyLearning(faulty, ONE_DEVICE)
     seeds = (initial_state(replace(faulty, seed=seed)) for seed in range(99))
     for before in seeds:
-        after, metrics = loop._update(learner, jax.tree.map(jnp.copy, before))
+        after, metrics = task.update(jax.tree.map(jnp.copy, before))
         assert same(before, after) != bool(metrics["sound"])
         if not metrics["sound"]:
             return

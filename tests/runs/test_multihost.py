@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,12 @@ from small_runs import tiny
 
 from offload_jax.files.checks import ConfigError
 from offload_jax.learning import learner as learning
+from offload_jax.learning.devices import ONE_DEVICE
 from offload_jax.policy.policy import Policy
 from offload_jax.runs import loop, multihost, policy_folder
 from offload_jax.runs.config_file import to_yaml
 from offload_jax.runs.multihost import DistributedConfig
+from offload_jax.runs.task import PolicyLearning
 from offload_jax.runs.tracking.metrics import read_rows
 from offload_jax.runs.train import initial_state, load_policy, train
 
@@ -96,10 +98,10 @@ def pair(tmp_path_factory) -> list[dict[str, Any]]:
 
 
 def test_two_processes_learn_as_one(pair) -> None:
-    learner, state, rows = TINY.to_learner(), initial_state(TINY), []
+    task, state, rows = PolicyLearning(TINY, ONE_DEVICE), initial_state(TINY), []
     for _ in range(TINY.learner.updates):
-        state, metrics = loop._update(learner, state)
-        rows.append(asdict(jax.device_get(metrics)))
+        state, metrics = task.update(state)
+        rows.append(jax.device_get(metrics))
     assert_same_curve(pair[0]["rows"], rows)
     assert pair[0]["rows"] == pair[1]["rows"]
     assert pair[0]["whole"] == pair[1]["whole"]

@@ -20,7 +20,7 @@ from offload_jax import cli
 from offload_jax.files.checks import ConfigError
 from offload_jax.learning.algorithms import ALGORITHMS
 from offload_jax.learning.devices import Devices
-from offload_jax.runs import population, population_loop, run_folder
+from offload_jax.runs import population, population_train, run_folder
 from offload_jax.runs.config import TrainConfig
 from offload_jax.runs.config_file import to_yaml
 from offload_jax.runs.population import (
@@ -101,12 +101,12 @@ def test_a_population_goes_on(trained, tmp_path) -> None:
         if rows[GOOD[0]]["step"] == 2:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    half = population_loop.train_population(members, folder, [stop_after_two])
+    half = population_train.train_population(members, folder, [stop_after_two])
     assert {name: (run.step, run.finished) for name, run in half.items()} == dict.fromkeys(
         GOOD, (2, False)
     )
     shutil.rmtree(folder / GOOD[1] / "checkpoints" / "2")
-    whole = population_loop.train_population(members, folder)
+    whole = population_train.train_population(members, folder)
     for name in GOOD:
         rows = read_rows(trained / name / "metrics.jsonl")
         assert [row["step"] for row in whole[name].rows] == [1, 2, 3, 4]
@@ -131,7 +131,7 @@ def test_the_last_states_are_saved_once_their_rows_could_be(trained, tmp_path, m
     monkeypatch.setattr(MetricsFile, "row", once_full)
     for name in GOOD:
         shutil.rmtree(folder / name / "checkpoints" / "4")
-    population_loop.train_population(members, folder, warn=lambda _: None)
+    population_train.train_population(members, folder, warn=lambda _: None)
     assert len(full) == 2
     for name in GOOD:
         assert [row["step"] for row in read_rows(folder / name / "metrics.jsonl")] == [1, 2, 3, 4]
@@ -182,9 +182,9 @@ def test_impossible_populations_are_named(asked, phrase) -> None:
         asked.members(TINY)
 
 
-def stub(config, *steps) -> population_loop._Member:
+def stub(config, *steps) -> population_train._Run:
     """A member that has such checkpoints, and no files."""
-    member = object.__new__(population_loop._Member)
+    member = object.__new__(population_train._Run)
     good = [SimpleNamespace(step=step) for step in steps]
     member.config, member.folder = config, Path(f"seed-{config.seed}")
     member.diverged, member.checkpoints, member.warn = False, SimpleNamespace(good=good), print
@@ -194,7 +194,7 @@ def stub(config, *steps) -> population_loop._Member:
 def test_members_start_from_another_run(trained) -> None:
     source = str(trained / GOOD[1])
     group = [stub(replace(TINY, seed=seed, init_from=source)) for seed in (3, 4)]
-    params, wanted = population_loop._start(group).params, load_policy(source).params
+    params, wanted = population_train._start(group).params, load_policy(source).params
     for both, one in zip(*map(jax.tree.leaves, (params, wanted)), strict=True):
         np.testing.assert_array_equal(both, np.stack([one, one]))
 
@@ -204,7 +204,7 @@ def test_members_without_an_update_in_common_lose_nothing() -> None:
     group = [stub(replace(TINY, seed=0), 20, 40), stub(replace(TINY, seed=1), 10)]
     told = r"\(seed-0: 20, 40; seed-1: 10\).* Go on with each alone"
     with pytest.raises(ConfigError, match=told):
-        population_loop._start(group)
+        population_train._start(group)
 
 
 @pytest.mark.fast
@@ -212,7 +212,7 @@ def test_constraints_that_cannot_hold_are_refused(tmp_path) -> None:
     rules = SplitsConfig("cvxpylayers-moreau", constraints=("latency <= 1e-6",))
     members = PopulationConfig(seeds=2).members(replace(TINY, splits=rules))
     with pytest.raises(ConfigError, match="which the all-local plan breaks"):
-        population_loop.train_population(members, tmp_path / "new")
+        population_train.train_population(members, tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
 

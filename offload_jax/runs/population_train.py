@@ -1,13 +1,12 @@
-"""The training of a population: one update of all members at a time, and their files."""
+"""The training of a population: one update of all members at a time, and their directories."""
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,9 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from offload_jax.env.environment import Environment
-from offload_jax.files.checks import ConfigError, RunError
+from offload_jax.files.checks import ConfigError
 from offload_jax.learning import learner as learning
+from offload_jax.learning import nonfinite
 from offload_jax.learning.algorithm import Learner
 from offload_jax.learning.devices import Devices, local_copy
 from offload_jax.learning.learner import LearnerState, Metrics
@@ -28,7 +28,7 @@ from offload_jax.runs import run_folder, train
 from offload_jax.runs.checkpoint import Checkpoints
 from offload_jax.runs.config import TrainConfig, to_settings
 from offload_jax.runs.heldout import mean_gap, validation_instances
-from offload_jax.runs.loop import describe_needs, needs_of, past_fault, stop_requests
+from offload_jax.runs.loop import Member, describe_needs, loop, prepare, stop_requests
 from offload_jax.runs.population import (
     Members,
     check_alike,
@@ -36,8 +36,9 @@ from offload_jax.runs.population import (
     member_devices,
     write_members,
 )
-from offload_jax.runs.recorder import Recorder, Reporter, Row, gap_due, row_due
+from offload_jax.runs.recorder import Recorder, Reporter, Row
 from offload_jax.runs.restore import restore
+from offload_jax.runs.task import PolicyLearning
 from offload_jax.runs.tracking.registry import find_makers, tracked
 from offload_jax.runs.tracking.tracker import RunStart
 
@@ -71,28 +72,30 @@ def train_population(
     started, devices = time.perf_counter(), member_devices(members)
     with ExitStack() as stack:
         stop = stack.enter_context(stop_requests())
-        group = [
-            _Member(name, config, Path(folder), stack, warn) for name, config in members.items()
-        ]
+        runs = [_Run(name, config, Path(folder), stack, warn) for name, config in members.items()]
         write_members(Path(folder), members)  # last: every member has its settings
-        states = _start(group)
+        states = _start(runs)
         step = int(states.step[0])
-        for member in group:
-            member.open(step, stack)
-        learner = group[0].config.to_learner(devices)
-        traced, states = devices.deal((_traced(group), states))
+        task, states = PopulationLearning(list(members.values()), devices), devices.deal(states)
         if tell:
-            needs = needs_of(_update_all.lower(learner, traced, states), devices)
-            tell(f"{len(group)} members; {describe_needs(needs)}")
-        step = _loop(group, learner, traced, states, step, stop, callbacks)
-        for member in group:
-            member.finish(step, time.perf_counter() - started)
-    going = [member for member in group if not member.diverged]
-    return {m.name: train.read_result(m.folder, m.config, step) for m in going}
+            tell(f"{len(runs)} members; {describe_needs(prepare(task, states))}")
+        kept = [run.member(step, stack) for run in runs]
+        if step < first.learner.updates:
+            states = loop(task, kept, states, stop, lambda rows: _call(callbacks, rows))
+        step = int(np.max(local_copy(states).step))
+        for run in runs:
+            run.finish(step, time.perf_counter() - started)
+    going = [run for run in runs if not run.diverged]
+    return {one.name: train.read_result(one.folder, one.config, step) for one in going}
 
 
-class _Member:
-    """One run's directory, open until the stack ends."""
+def _call(callbacks: Sequence[Callback], rows: dict[str, Row]) -> None:
+    for callback in callbacks:
+        callback(rows)
+
+
+class _Run:
+    """One member's directory, open until the stack ends."""
 
     def __init__(
         self,
@@ -109,36 +112,31 @@ class _Member:
         self.checkpoints = stack.enter_context(Checkpoints(folder, config.run.keep, kept, warn))
         self.diverged = "diverged" in self.about
 
-    def open(self, step: int, stack: ExitStack) -> None:
-        """Opens its rows, those up to a step, to go on from there."""
+    def member(self, step: int, stack: ExitStack) -> Member:
+        """What the loop keeps: its rows, those up to a step, to go on from there."""
         off = replace(self.config.tracking, wandb="off")
         start = RunStart(self.folder, self.about["id"], to_settings(self.config), step, self.warn)
         tracker = stack.enter_context(tracked(off, start))
         report = Reporter(tracker, (), self.config.run, self.warn)
         at_step = [one for one in self.checkpoints.good if one.step == step]
         saved = at_step[0].about if at_step else {}
-        self.recorder = Recorder(self.config, self.checkpoints, report, saved)
+        recorder = Recorder(self.config, self.checkpoints, report, saved)
+        member = Member(recorder, self.name, self._diverge)
+        member.diverged = self.diverged
+        return member
 
-    def past_fault(self, state: LearnerState) -> LearnerState:
-        """The state after the update that could not be made, or as it is where that diverges.
-
-        A member that diverges stays in the program, but nothing more is written of it.
-        """
-        try:
-            return past_fault(self.recorder, state)
-        except RunError as error:
-            self.diverged = True
-            self.about["diverged"] = int(state.step) + 1
-            run_folder.save_about(self.folder, self.about)
-            self.warn(f"{self.name}: {error} The others go on.")
-            return state
+    def _diverge(self, step: int) -> None:
+        """It stays in the program, but nothing more is written of it."""
+        self.diverged = True
+        self.about["diverged"] = step
+        run_folder.save_about(self.folder, self.about)
 
     def finish(self, step: int, seconds: float) -> None:
         self.checkpoints.wait()
         train.finish(self.folder, self.config, self.about, step, seconds)
 
 
-def _start(group: Sequence[_Member]) -> LearnerState:
+def _start(group: Sequence[_Run]) -> LearnerState:
     """All members' states, stacked, at the newest update that all have saved.
 
     Those that diverged start afresh, as ballast. Raises ConfigError where there is no such update.
@@ -164,14 +162,45 @@ def _start(group: Sequence[_Member]) -> LearnerState:
     return _stacked(states)
 
 
-def _traced(group: Sequence[_Member]) -> Numbers:
-    """Of all members; leaves (members,)."""
-    settings = [member.config.to_learner().numbers() for member in group]
-    return jax.tree.map(lambda *values: jnp.array(values, float), *settings)
+class PopulationLearning(PolicyLearning):
+    """The policies of all members, in one program."""
 
+    def __init__(self, configs: Sequence[TrainConfig], devices: Devices) -> None:
+        super().__init__(configs[0], devices)
+        self.configs = configs
+        numbers = [config.to_learner().numbers() for config in configs]
+        stacked = jax.tree.map(lambda *values: jnp.array(values, float), *numbers)
+        self.numbers: Numbers = devices.deal(stacked)
 
-def _stacked(trees: Sequence[Any]) -> Any:
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+    @cached_property
+    def _validation(self) -> Any:
+        """Each on the instances that it would have alone."""
+        of_seed = {config.seed: config for config in self.configs}
+        sets = {seed: validation_instances(config) for seed, config in of_seed.items()}
+        return self.devices.deal(_stacked([sets[config.seed] for config in self.configs]))
+
+    def lower(self, state: LearnerState) -> jax.stages.Lowered:
+        return _update_all.lower(self.learner, self.numbers, state)
+
+    def update(self, state: LearnerState) -> tuple[LearnerState, Metrics]:
+        return _update_all(self.learner, self.numbers, state)
+
+    def evaluate(self, state: LearnerState) -> list[float]:
+        learner = self.learner
+        gaps = _gaps(learner.network, learner.env, self.devices, state.params, *self._validation)
+        return [float(gap) for gap in gaps]
+
+    def split(self, state: LearnerState) -> list[LearnerState]:
+        whole = local_copy(state)
+        return [_taken(whole, i) for i in range(len(self.configs))]
+
+    def join(self, state: LearnerState, parts: Mapping[int, LearnerState]) -> LearnerState:
+        own = enumerate(self.split(state))
+        joined: LearnerState = self.devices.deal(_stacked([parts.get(i, x) for i, x in own]))
+        return joined
+
+    def explain(self, number: int, part: LearnerState) -> str:
+        return nonfinite.explain(self.configs[number].to_learner(), local_copy(part))
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=2)
@@ -184,16 +213,6 @@ def _update_all(
         return learning.update(learner.with_numbers(own), state)
 
     return learner.devices.spread_members(jax.vmap(one))(traced, states)
-
-
-def _validation(group: Sequence[_Member], devices: Devices) -> Callable[[Any], np.ndarray]:
-    """Every member's gap, each on the instances that it would have alone."""
-    config = group[0].config
-    of_seed = {m.config.seed: m.config for m in group}
-    sets = {seed: validation_instances(config) for seed, config in of_seed.items()}
-    dealt = devices.deal(_stacked([sets[m.config.seed] for m in group]))
-    network, env = config.network, config.to_env()
-    return lambda params: np.asarray(_gaps(network, env, devices, params, *dealt), float)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
@@ -209,78 +228,10 @@ def _gaps(
     return devices.spread_members(of_members)(params, instances, best)
 
 
-def _loop(
-    group: Sequence[_Member],
-    learner: Learner,
-    traced: Numbers,
-    states: LearnerState,
-    step: int,
-    stop: threading.Event,
-    callbacks: Sequence[Callback],
-) -> int:
-    """Updates after `step` until all are made or `stop` is set; how many there are then."""
-    config = group[0].config
-    if step >= config.learner.updates:
-        return step
-    validation_gaps = _validation(group, learner.devices)
-    while step < config.learner.updates and not stop.is_set():
-        states, metrics = _update_all(learner, traced, states)
-        step += 1
-        states = _record(group, learner.devices, states, metrics)
-        if row_due(config, step):
-            gaps = validation_gaps(states.params) if gap_due(config, step) else None
-            rows = {m.name: m.recorder.row(*now) for m, now in _going_on(group, states, gaps)}
-            for callback in callbacks:
-                callback(rows)
-        if any(member.recorder.save_due() for member in group):
-            _save(group, states)
-    for member in group:
-        member.recorder.report.finish()
-    _save(group, states)  # no update is saved twice
-    return step
-
-
-def _record(
-    group: Sequence[_Member], devices: Devices, states: LearnerState, metrics: Metrics
-) -> LearnerState:
-    """Keeps every member's metrics of an update; the states, past the updates that failed.
-
-    Raises RunError where all members have diverged.
-    """
-    found, past = jax.device_get(metrics), {}
-    for i, member in enumerate(group):
-        if member.diverged:
-            continue
-        if found["sound"][i]:
-            member.recorder.period.add(_taken(found, i))
-        else:
-            past[i] = member.past_fault(_taken(local_copy(states), i))
-    if all(member.diverged for member in group):
-        raise RunError(
-            "all members have diverged. Their checkpoints remain; start anew with lower "
-            "learner.lr or learner.max_grad_norm."
-        )
-    if not past:
-        return states
-    whole = local_copy(states)
-    return devices.deal(_stacked([past.get(i, _taken(whole, i)) for i in range(len(group))]))
+def _stacked(trees: Sequence[Any]) -> Any:
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
 def _taken(tree: Any, i: int) -> Any:
     """One member's share of leaves (members, ...)."""
     return jax.tree.map(lambda x: x[i], tree)
-
-
-def _going_on(
-    group: Sequence[_Member], states: LearnerState, gaps: np.ndarray | None = None
-) -> Iterator[tuple[_Member, tuple[LearnerState, float | None]]]:
-    """The members that have not diverged, with state and gap."""
-    whole = local_copy(states)
-    for i, member in enumerate(group):
-        if not member.diverged:
-            yield member, (_taken(whole, i), None if gaps is None else float(gaps[i]))
-
-
-def _save(group: Sequence[_Member], states: LearnerState) -> None:
-    for member, (state, _) in _going_on(group, states):
-        member.recorder.save(state)
