@@ -7,11 +7,13 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
+from benchmarks import parts
 from benchmarks.common import Row, UsageError, checked_out
 from benchmarks.speed import suite, table
 
@@ -60,16 +62,11 @@ class CompareArguments:
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Runs `python -m benchmarks ...`; 0 good, 1 something failed, 2 refused, 130 interrupted."""
+    """Runs `python -m benchmarks ...`; 0 good, 1 something failed, 2 refused, 130 stopped."""
     words = list(sys.argv[1:] if words is None else words)
-    try:
-        return _compare(words[1:]) if words[:1] == ["compare"] else _run(words)
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    if words[:1] == ["compare"]:
+        return parts.status_of(partial(_compare, words[1:]), "nothing is kept")
+    return parts.status_of(partial(_run, words), "nothing is kept")
 
 
 def _run(words: list[str]) -> int:

@@ -1,4 +1,7 @@
-"""Benchmarks in named parts: each a generator of rows, run on its own, kept in one JSON file."""
+"""Benchmarks in named parts: each a generator of rows, run on its own, kept in one JSON file.
+
+`status_of` is how every command of the benchmarks ends, one without parts too.
+"""
 
 from __future__ import annotations
 
@@ -44,24 +47,38 @@ def main(names: Sequence[str], out: Path | None, parts: Parts, needs: Needs | No
     Parts that `out` has already, and that are not run, stay in it, with its tables beside it (.md).
     Returns 0 good, 2 refused, 130 stopped.
     """
-    found: dict[str, Any] = {}
-    try:
+
+    def run() -> int:
         _check(names, out, parts, needs or {})
-        if out is not None and out.exists():
-            found = read(out)
+        _run(names or tuple(parts), out, parts)
+        return 0
+
+    return status_of(run, "finished parts stay in the output file")
+
+
+def status_of(run: Callable[[], int], stopped: str = "the same command goes on") -> int:
+    """What `run` returns; 2 where it refuses an argument, 130 at Ctrl-C, each told in one line.
+
+    `stopped` says what becomes of what was measured so far.
+    """
+    try:
+        return run()
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    try:
-        for name in names or parts:
-            found[name] = {"provenance": provenance(), "rows": _rows(name, parts)}
-            if out is not None:
-                replace_file(out, json.dumps(found, indent=1) + "\n")
-                replace_file(out.with_suffix(".md"), markdown(found, parts))
     except KeyboardInterrupt:
-        print("stopped; finished parts stay in the output file", file=sys.stderr)
+        print(f"stopped; {stopped}", file=sys.stderr)
         return 130
-    return 0
+
+
+def _run(names: Sequence[str], out: Path | None, parts: Parts) -> None:
+    """Runs the parts one after the other; those that the file has stay in it."""
+    found = read(out) if out is not None and out.exists() else {}
+    for name in names:
+        found[name] = {"provenance": provenance(), "rows": _rows(name, parts)}
+        if out is not None:
+            replace_file(out, json.dumps(found, indent=1) + "\n")
+            replace_file(out.with_suffix(".md"), markdown(found, parts))
 
 
 def _rows(name: str, parts: Parts) -> list[Row]:

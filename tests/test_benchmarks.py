@@ -15,9 +15,10 @@ from scipy import stats
 from benchmarks.__main__ import main
 from benchmarks.common import UsageError
 from benchmarks.quality import __main__ as quality
-from benchmarks.quality import decisions
+from benchmarks.quality import decisions, generalisation
 from benchmarks.speed import compare, layers, suite, table
 from benchmarks.speed.suite import ALL
+from benchmarks.systems import sweep
 
 NUMBERS = ("median_s", "p10_s", "p90_s", "best_s", "compile_s", "rate")
 # A package and benchmarks of it that take no time: what is fast is written in the package.
@@ -322,3 +323,25 @@ def test_decisions_to_compare_with_are_read_first(tmp_path, capsys) -> None:
     assert "no.npz cannot be read" in capsys.readouterr().err
     (tmp_path / "no.npz").write_text("{}")
     assert decisions.main(words) == 2
+
+
+@pytest.mark.fast
+def test_a_stopped_command_ends_in_one_line(tmp_path, capsys, monkeypatch) -> None:
+    """Whatever it was doing, with the status of Ctrl-C and no traceback."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    out = str(tmp_path / "out.npz")
+    for module, name, words in (
+        (decisions, "sets", ["--out", out]),
+        (generalisation, "deciders_of", ["users", "--out", out]),
+        (suite, "checked_names", []),
+        (sweep, "_measured", []),
+    ):
+        monkeypatch.setattr(module, name, stop)
+        command = main if module is suite else module.main
+        assert command(words) == 130
+        told = capsys.readouterr().err
+        assert told.startswith("stopped; ")
+        assert told.count("\n") == 1

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -24,6 +25,7 @@ import jax
 import jax.numpy as jnp
 import tyro
 
+from benchmarks import parts
 from benchmarks.common import ROOT, Row, UsageError, checked_out, provenance, read
 from benchmarks.learners import per_dqn_agent, per_dqn_ours
 from benchmarks.learners.per_dqn_cells import Cell, Data, cells_of, optimum
@@ -106,16 +108,13 @@ class Arguments:
 def main(words: Sequence[str] | None = None) -> int:
     """0 good, 2 refused, 130 stopped."""
     parsed = tyro.cli(Arguments, args=words, prog="python -m benchmarks.learners.per_dqn")
-    try:
-        check(parsed)
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    try:
-        train(parsed)
-    except KeyboardInterrupt:
-        print("stopped\nthe same command goes on after the last finished agent", file=sys.stderr)
-        return 130
+    told = "the same command goes on after the last finished agent"
+    return parts.status_of(partial(_main, parsed), told)
+
+
+def _main(parsed: Arguments) -> int:
+    check(parsed)
+    train(parsed)
     return 0
 
 

@@ -25,6 +25,7 @@ import jax
 import numpy as np
 import tyro
 
+from benchmarks import parts
 from benchmarks.common import ROOT, UsageError, checked_out, provenance, read
 from benchmarks.learners.tables import write_pages
 from offload_jax.commands.settings import configured
@@ -100,20 +101,17 @@ class Arguments:
 def main(words: Sequence[str] | None = None) -> int:
     """0 good, 1 a run failed, 2 refused, 130 stopped."""
     parsed = tyro.cli(Arguments, args=words, prog="python -m benchmarks.learners")
-    names = parsed.variants or tuple(VARIANTS)
+    return parts.status_of(partial(_main, parsed))
+
+
+def _main(parsed: Arguments) -> int:
+    check(parsed)
+    book = Book(parsed.out, parsed.minutes)
     try:
-        check(parsed)
-        book = Book(parsed.out, parsed.minutes)
-        compare(book, names, parsed)
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        compare(book, parsed.variants or tuple(VARIANTS), parsed)
     except subprocess.CalledProcessError as error:
         print(f"error: {error}; finished runs stay", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("stopped\nthe same command goes on", file=sys.stderr)
-        return 130
     return 0
 
 

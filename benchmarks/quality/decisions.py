@@ -14,6 +14,7 @@ import io
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -21,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
+from benchmarks import parts
 from benchmarks.common import UsageError, checked_out
 from offload_jax.evaluation import testsets
 from offload_jax.evaluation.compare import sample_cells
@@ -92,15 +94,15 @@ def differences(before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """0 good, 1 where decisions differ, 2 refused."""
+    """0 good, 1 where decisions differ, 2 refused, 130 stopped."""
     parsed = tyro.cli(Arguments, args=words, prog="python -m benchmarks.quality.decisions")
-    try:
-        checked_out(parsed.out)
-        before = _read(parsed.against) if parsed.against else {}
-        after = _read(parsed.out) if parsed.out.exists() else {}
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return parts.status_of(partial(_main, parsed))
+
+
+def _main(parsed: Arguments) -> int:
+    checked_out(parsed.out)
+    before = _read(parsed.against) if parsed.against else {}
+    after = _read(parsed.out) if parsed.out.exists() else {}
     for group, instances in sets():
         for name, decide in deciders(instances):
             key = f"{group}/{name}"

@@ -13,6 +13,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -107,11 +108,14 @@ class Arguments:
 def main(words: Sequence[str] | None = None) -> int:
     """0 good, 2 refused, 130 stopped."""
     parsed = tyro.cli(Arguments, args=words, prog="python -m benchmarks.quality.generalisation")
+    return parts.status_of(partial(_main, parsed), "finished axes stay in the output file")
+
+
+def _main(parsed: Arguments) -> int:
     try:
         methods = deciders_of(parsed.policies)
     except (ConfigError, PolicyError, CheckpointError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        raise common.UsageError(str(error)) from None
     status = parts.main(parsed.axes, parsed.out, {name: _part(name, methods) for name in AXES})
     if status != 2 and parsed.out.exists():  # a stopped one has finished axes, too
         found = json.loads(parsed.out.read_text(encoding="utf-8"))

@@ -18,12 +18,14 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import tyro
 
-from benchmarks.common import ROOT, UsageError, checked_out, provenance
+from benchmarks import parts
+from benchmarks.common import ROOT, checked_out, provenance
 from offload_jax.files.disk import replace_file
 from offload_jax.runs.sweep.reading import load_sweep
 from offload_jax.runs.tracking.metrics import read_rows
@@ -46,14 +48,14 @@ class Arguments:
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """0 where every trial ended well and no row was lost, 1 where not, 2 refused."""
+    """0 where every trial ended well and no row was lost, 1 where not, 2 refused, 130 stopped."""
     parsed = tyro.cli(Arguments, args=words, prog="python -m benchmarks.systems.sweep")
-    try:
-        checked_out(parsed.out)
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    with tempfile.TemporaryDirectory() as folder:
+    return parts.status_of(partial(_main, parsed), "nothing is kept")
+
+
+def _main(parsed: Arguments) -> int:
+    checked_out(parsed.out)
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # a child may still end
         found = _measured(parsed, Path(folder))
     document = {"provenance": provenance(), **found}
     print(json.dumps(found["summary"], indent=1))
