@@ -26,7 +26,7 @@ Quick = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 class RunArguments:
     """Measure how fast this tree is; print a table and write JSON.
 
-    Another form, `python -m benchmarks compare --against REV`, measures this tree against a commit.
+    Another form, `python -m benchmarks compare --own REV`, compares this tree with a commit.
     """
 
     names: Names = ()
@@ -43,18 +43,22 @@ class RunArguments:
 class CompareArguments:
     """Measure this tree (as it is, uncommitted changes too) and another commit in turn.
 
-    Both run this tree's benchmarks, in fresh processes, in the order A B B A A B ... The table
-    shows the ratio of the rates, this over other, with an interval over the rounds.
+    Each runs its own benchmarks in its own environment, in fresh processes, in the order A B B A
+    ... Cases of the same name are compared. The ratio is the median over the rounds of the other's
+    time over this tree's: above 1, this tree is faster. Below 0.95 a case is measured again in 10
+    rounds, and then those count. The exit status is 1 where one stays below, or where a side lacks
+    a case of the other.
     """
 
-    against: str
+    own: str
     """The other commit: anything git understands."""
-    names: Names = ()
-    """Benchmarks to compare: training, environment, splits, layers, decode. Default: all."""
+    only: tuple[str, ...] = ()
+    """Beginnings of the names of the cases to compare, such as splits or "decode: paper".
+    Default: all."""
     rounds: int = 5
     """Rounds, each a process per side."""
     out: Out = None
-    """JSON file to write."""
+    """JSON file to write, after every round; given again, the comparison goes on there."""
     repeats: int = 5
     """Timed repeats of every case in every process."""
     quick: Quick = False
@@ -65,7 +69,7 @@ def main(words: Sequence[str] | None = None) -> int:
     """Runs `python -m benchmarks ...`; 0 good, 1 something failed, 2 refused, 130 stopped."""
     words = list(sys.argv[1:] if words is None else words)
     if words[:1] == ["compare"]:
-        return parts.status_of(partial(_compare, words[1:]), "nothing is kept")
+        return parts.status_of(partial(_compare, words[1:]), "finished rounds stay in --out")
     return parts.status_of(partial(_run, words), "nothing is kept")
 
 
@@ -99,17 +103,18 @@ def _compare(words: list[str]) -> int:
     from benchmarks.speed import compare
 
     parsed = tyro.cli(CompareArguments, args=words, prog="python -m benchmarks compare")
-    names = suite.checked_names(parsed.names)
     _check(parsed)
     if parsed.rounds < 1:
-        raise UsageError(f"rounds is {parsed.rounds}; must be at least 1, and 2 for an interval")
-    document = compare.compare(
-        parsed.against, names, parsed.rounds, parsed.repeats, parsed.quick, print
-    )
-    for line in table.comparison(document):
-        print(line)
-    _write(document, parsed.out)
-    return 0 if document["results"] else 1
+        raise UsageError(f"rounds is {parsed.rounds}; must be at least 1")
+    asked = compare.Asked(**vars(parsed))
+    try:
+        document = compare.compare(asked, partial(print, flush=True))
+    except compare.Failed as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print("\n".join(table.comparison(document)))
+    rows = document["results"]
+    return 0 if rows and not any(row["slower"] for row in rows) else 1
 
 
 def _check(parsed: RunArguments | CompareArguments) -> None:

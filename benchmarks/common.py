@@ -47,11 +47,7 @@ def in_one_line(error: Exception) -> str:
 
 def provenance() -> dict[str, Any]:
     """What `run_folder.provenance` tells (device, versions, commit), and the processor."""
-    try:
-        # Late: older trees lack it.
-        found = import_module("offload_jax.runs.run_folder").provenance()
-    except (ImportError, AttributeError) as error:  # a tree older than it
-        found = {"commit": None, "unknown": in_one_line(error)}
+    found = import_module("offload_jax.runs.run_folder").provenance()  # late: it takes a second
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
     return {**found, "cpu": _cpu(), "cores": os.cpu_count(), "usable_cores": usable}
 

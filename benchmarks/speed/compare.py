@@ -1,216 +1,196 @@
-"""This tree against another commit: alternating rounds in fresh processes, ratios with intervals.
+"""This tree against another commit, each by its own benchmarks: alternating rounds, paired ratios.
 
-Both sides run a copy of *this* tree's benchmarks. This tree is copied too, so that edits during
-the comparison do not count; the other commit is checked out in a worktree, gone afterwards.
+A round is a fresh process a side, right after each other. A case's ratio is the median over the
+rounds of the other side's seconds over this one's. A case that comes out below `SLOWER` is measured
+again in `AGAIN` rounds, and then only those count.
 """
 
 from __future__ import annotations
 
 import json
-import math
-import os
-import shutil
-import signal
-import subprocess
-import sys
-import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from scipy import stats
+from benchmarks import trees
+from benchmarks.common import ROOT, Row, UsageError, read
+from benchmarks.speed import sides
+from benchmarks.speed.sides import Failed, Side
+from offload_jax.files.disk import replace_file
 
-from benchmarks.common import ROOT, Row, UsageError
-from benchmarks.speed.suite import ALL
-
-SIDES = ("this", "other")
-_ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-
-def compare(
-    against: str,
-    names: Sequence[str],
-    rounds: int,
-    repeats: int,
-    quick: bool,
-    say: Callable[[str], None],
-    root: Path = ROOT,
-) -> dict[str, Any]:
-    """Measures both sides in turn and returns the JSON document of the comparison."""
-    commit = _commit(root, against)
-    here = {"commit": _commit(root, "HEAD"), "uncommitted": bool(_git(root, "status", "-s"))}
-    words = [*names, "--repeats", str(repeats), *(["--quick"] if quick else [])]
-    runs: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
-    with trees(root, commit) as scratch:
-        for number in range(rounds):
-            for side in SIDES if number % 2 == 0 else SIDES[::-1]:
-                start = time.perf_counter()
-                runs[side].append(_run_side(scratch, side, words))
-                seconds = time.perf_counter() - start
-                say(f"round {number + 1}/{rounds} {side}: {seconds:.0f} s")
-    found = [run["provenance"] for run in runs["this"] if "provenance" in run]
-    host = found[0] if found else {}
-    return {
-        "date": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "this": here,
-        "other": {"rev": against, "commit": commit},
-        "host": {k: v for k, v in host.items() if k not in ("commit", "uncommitted")},
-        "rounds": rounds,
-        "repeats": repeats,
-        "quick": quick,
-        **summarize(runs["this"], runs["other"]),
-    }
+SLOWER = 0.95
+AGAIN = 10
+Answer = Mapping[str, Any]  # of a side: see side.py
+Round = Mapping[str, Mapping[str, float]]  # seconds of a call by side and case
 
 
-def ratio_interval(
-    this: Sequence[float], other: Sequence[float], level: float = 0.95
-) -> tuple[float, float | None, float | None]:
-    """Geometric mean of the paired ratios this/other, with a t-interval over their logarithms.
+@dataclass(frozen=True)
+class Asked:
+    """What is compared, and how."""
 
-    No interval (None) from a single pair.
+    own: str  # the other commit
+    only: tuple[str, ...] = ()  # beginnings of the cases' names; none: all
+    rounds: int = 5
+    repeats: int = 5
+    quick: bool = False
+    out: Path | None = None
+
+
+def compare(asked: Asked, say: Callable[[str], None], root: Path = ROOT) -> dict[str, Any]:
+    """Measures both sides in turn and returns the JSON document of the comparison.
+
+    Goes on after the finished rounds that `out` has. Raises Failed where a side crashes or lacks a
+    case.
     """
-    logs = np.log(np.asarray(this, float) / np.asarray(other, float))
-    mean = float(np.mean(logs))
-    if len(logs) < 2:
-        return math.exp(mean), None, None
-    error = float(np.std(logs, ddof=1)) / math.sqrt(len(logs))
-    half = float(stats.t.ppf((1 + level) / 2, len(logs) - 1)) * error
-    return math.exp(mean), math.exp(mean - half), math.exp(mean + half)
+    commit = trees.commit_of(root, "own", asked.own)
+    head, dirty = trees.commit_of(root, "own", "HEAD"), bool(trees.git(root, "status", "-s"))
+    with sides.both(root, commit) as pair:
+        answers = [side.listed(asked.quick) for side in pair]
+        cases = matched(*answers, asked.only)
+        files = trees.digest(pair[0].tree)
+        known = (
+            {"commit": head, "uncommitted": dirty, "files": files},
+            {"rev": asked.own, "commit": commit},
+        )
+        about = map(_about, pair, known, answers)
+        comparison = Comparison(asked, pair, say, opened(asked, *about))
+        return comparison.measured(cases)
 
 
-def summarize(this: list[dict[str, Any]], other: list[dict[str, Any]]) -> dict[str, list[Row]]:
-    """Rows with ratios for cases that both sides have, and reasons for the others."""
-    results, missing = [], []
-    for benchmark, case in _cases([*this, *other]):
-        rounds = [
-            (_row(mine, benchmark, case), _row(theirs, benchmark, case))
-            for mine, theirs in zip(this, other, strict=True)
-        ]
-        name = {"benchmark": benchmark, "case": case}
-        pairs = [(a, b) for a, b in rounds if "rate" in a and "rate" in b]
-        if pairs:
-            results.append({**name, **_ratio_row(pairs)})
-        else:
-            missing.append({**name, "reason": _reason(rounds)})
-    return {"results": results, "missing": missing}
+def _about(side: Side, known: Mapping[str, Any], answer: Answer) -> dict[str, Any]:
+    """Commit, environment, device and versions of a side."""
+    found = {k: v for k, v in answer["about"].items() if k not in ("commit", "uncommitted")}
+    return {**known, "environment": side.environment, **found}
 
 
-def _ratio_row(pairs: Sequence[tuple[Row, Row]]) -> Row:
-    this = [float(a["rate"]) for a, _ in pairs]
-    other = [float(b["rate"]) for _, b in pairs]
-    ratio, low, high = ratio_interval(this, other)
+def opened(asked: Asked, this: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """The document to go on with. Raises UsageError where `out` has another comparison."""
+    how = {"repeats": asked.repeats, "quick": asked.quick, "only": list(asked.only)}
+    head = {"this": dict(this), "other": dict(other), **how}
+    if asked.out is None or not asked.out.exists():
+        date = datetime.now().astimezone().isoformat(timespec="seconds")
+        return {"date": date, **head, "rounds": [], "again": [], "failed": {}}
+    document = read(asked.out)
+    for name, value in head.items():
+        if document.get(name) != value:
+            raise UsageError(
+                f"out is {str(asked.out)!r}, a comparison with another {name!r} "
+                f"({document.get(name)!r}, now {value!r}); must be a new file"
+            )
+    return document
+
+
+def matched(this: Answer, other: Answer, only: Sequence[str] = ()) -> list[str]:
+    """The cases that both sides have, of those whose names begin as `only` says.
+
+    Raises Failed where one side lacks a case of the other.
+    """
+    names = list(dict.fromkeys([*this["seconds"], *other["seconds"]]))
+    for word in only:
+        if not any(name.startswith(word) for name in [*names, *this["errors"], *other["errors"]]):
+            raise UsageError(f"only has {word!r}; must begin the name of a case: {_some(names)}")
+    chosen = [name for name in names if not only or name.startswith(tuple(only))]
+    lacking = [
+        f"{side} has no case {name!r}{_reason(answer, name)}"
+        for side, answer in (("this", this), ("other", other))
+        for name in chosen
+        if name not in answer["seconds"]
+    ]
+    if lacking:
+        raise Failed("\n".join([*lacking, "leave them out: --only, and the names to compare"]))
+    return chosen
+
+
+def _some(names: Sequence[str]) -> str:
+    """The benchmarks of the cases, and one case."""
+    return ", ".join([*dict.fromkeys(name.partition(": ")[0] for name in names), *names[:1]])
+
+
+def _reason(answer: Answer, name: str) -> str:
+    """Why a side lacks a case, where it says so: of the case itself, or of its whole benchmark."""
+    errors = answer["errors"]
+    text = errors.get(name) or errors.get(f"{name.partition(': ')[0]}: *")
+    return f" ({text})" if text else ""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Measures what a document lacks."""
+
+    asked: Asked
+    pair: tuple[Side, Side]
+    say: Callable[[str], None]
+    document: dict[str, Any]  # written after every finished round
+
+    def measured(self, cases: Sequence[str]) -> dict[str, Any]:
+        """The document with all rounds, those of slow cases again, and what comes out."""
+        self._measure("rounds", self.asked.rounds, cases)
+        found = self.document
+        slow = [name for name, x in ratios(found["rounds"]).items() if median(x) < SLOWER]
+        if found["again"] and set(found["again"][0]["this"]) != set(slow):
+            found["again"] = []  # now that there are more rounds, others are slow
+        if slow:
+            self.say(f"below {SLOWER}, measured again: {'; '.join(slow)}")
+            self._measure("again", AGAIN, slow)
+        found["results"] = results(found["rounds"], found["again"])
+        self._write()
+        return found
+
+    def _measure(self, part: str, count: int, cases: Sequence[str]) -> None:
+        """Rounds up to `count`, in the order A B, B A, A B, ..."""
+        rounds: list[Round] = self.document[part]
+        for number in range(len(rounds), count):
+            answers = {
+                side.name: side.measured(cases, self.asked.repeats, self.asked.quick)
+                for side in (self.pair if number % 2 == 0 else self.pair[::-1])
+            }
+            self.document["failed"] |= failed(answers, cases)
+            rounds.append({side.name: answers[side.name]["seconds"] for side in self.pair})
+            self._write()
+            self.say(f"{part}: {number + 1} of {count}")
+
+    def _write(self) -> None:
+        if self.asked.out is not None:
+            replace_file(self.asked.out, json.dumps(self.document, indent=1) + "\n")
+
+
+def failed(answers: Mapping[str, Answer], cases: Sequence[str]) -> dict[str, str]:
+    """Cases that both sides fail in, and why. Raises Failed for those that only one does."""
+    this, other = answers["this"], answers["other"]
+    matched(this, other)
+    return {name: f"both fail{_reason(this, name)}" for name in cases if name in this["errors"]}
+
+
+def ratios(rounds: Sequence[Round]) -> dict[str, list[float]]:
+    """Seconds of the other side over this side's, in each round, of every case that all have."""
+    names = rounds[0]["this"] if rounds else ()
     return {
-        "unit": pairs[0][0]["unit"],
-        "rate_this": float(np.median(this)),
-        "rate_other": float(np.median(other)),
-        "ratio": ratio,
-        "low": low,
-        "high": high,
-        "ratios": [a / b for a, b in zip(this, other, strict=True)],
+        name: [one["other"][name] / one["this"][name] for one in rounds]
+        for name in names
+        if all(name in one["this"] for one in rounds)
     }
 
 
-def _reason(rounds: Sequence[tuple[Row, Row]]) -> str:
-    """The first error of each side that has one."""
-    texts = []
-    for side, rows in zip(SIDES, zip(*rounds, strict=True), strict=True):
-        errors = [row["error"] for row in rows if "error" in row]
-        texts += [f"{side}: {error}" for error in errors[:1]]
-    return "; ".join(texts)
+def median(values: Sequence[float]) -> float:
+    return float(statistics.median(values))
 
 
-def _cases(runs: list[dict[str, Any]]) -> list[tuple[str, str]]:
-    """Every (benchmark, case) that some run has; ALL only where no run has the cases themselves."""
-    keys = dict.fromkeys((row["benchmark"], row["case"]) for run in runs for row in run["results"])
-    listed = {benchmark for benchmark, case in keys if case != ALL}
-    return [key for key in keys if key[1] != ALL or key[0] not in listed]
+def results(rounds: Sequence[Round], again: Sequence[Round]) -> list[Row]:
+    """A row a case; of what was measured again, the second measurement counts."""
+    second = ratios(again)
+    return [
+        _result(name, again, second[name], median(found))
+        if name in second
+        else _result(name, rounds, found, None)
+        for name, found in ratios(rounds).items()
+    ]
 
 
-def _row(run: dict[str, Any], benchmark: str, case: str) -> Row:
-    """The run's row of a case, or one that says why there is none."""
-    if "error" in run:
-        return {"error": run["error"]}
-    rows = {row["case"]: row for row in run["results"] if row["benchmark"] == benchmark}
-    return rows.get(case) or rows.get(ALL) or {"error": "no such case"}
-
-
-def _run_side(scratch: Path, side: str, words: Sequence[str]) -> dict[str, Any]:
-    """One process of the copied benchmarks on one tree; a run without rows where it crashed."""
-    out = scratch / "out.json"
-    out.unlink(missing_ok=True)
-    done = _python(scratch, side, "-m", "benchmarks", *words, "--out", str(out))
-    if out.exists():
-        return json.loads(out.read_text(encoding="utf-8"))
-    last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-    return {"results": [], "error": f"the process ended with {done.returncode}: {last}"}
-
-
-def _python(scratch: Path, side: str, *words: str) -> subprocess.CompletedProcess[str]:
-    """Python in an empty folder, with this tree's benchmarks and the side's package."""
-    path = [str(scratch / "harness"), str(scratch / side), os.environ.get("PYTHONPATH", "")]
-    return subprocess.run(
-        [sys.executable, *words],
-        cwd=scratch / "empty",
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, path))},
-        capture_output=True,
-        text=True,
-    )
-
-
-@contextmanager
-def trees(root: Path, commit: str) -> Iterator[Path]:
-    """A folder with `harness`, `this`, `other` and `empty`; removed however the block ends."""
-    scratch = Path(tempfile.mkdtemp(prefix="benchmarks-"))
-    before = {number: signal.signal(number, _leave) for number in _ENDINGS[1:]}
-    try:
-        _git(root, "worktree", "add", "--detach", str(scratch / "other"), commit)
-        skip = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(root / "benchmarks", scratch / "harness" / "benchmarks", ignore=skip)
-        for name in ("offload_jax", "configs"):
-            shutil.copytree(root / name, scratch / "this" / name, ignore=skip)
-        (scratch / "empty").mkdir()
-        for side in SIDES:
-            _check_import(scratch, side)
-        yield scratch
-    finally:
-        # A second Ctrl-C must not stop the cleaning; processes started here ignore it likewise.
-        for number in _ENDINGS:
-            before.setdefault(number, signal.getsignal(number))
-            signal.signal(number, signal.SIG_IGN)
-        words = ("worktree", "remove", "--force", "--force", str(scratch / "other"))
-        subprocess.run(["git", *words], cwd=root, capture_output=True)
-        shutil.rmtree(scratch, ignore_errors=True)
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _leave(number: int, frame: object) -> None:
-    raise SystemExit(128 + number)
-
-
-def _check_import(scratch: Path, side: str) -> None:
-    """An installed copy in front of PYTHONPATH would make both sides the same."""
-    done = _python(scratch, side, "-c", "import offload_jax; print(offload_jax.__file__)")
-    if done.returncode or not Path(done.stdout.strip()).is_relative_to(scratch / side):
-        found = done.stdout.strip() or done.stderr.strip()
-        raise UsageError(f"offload_jax of {side} is not what Python imports, but {found}")
-
-
-def _commit(root: Path, rev: str) -> str:
-    try:
-        return _git(root, "rev-parse", "--verify", "--end-of-options", f"{rev}^{{commit}}")
-    except (subprocess.CalledProcessError, OSError):
-        raise UsageError(
-            f"against is {rev!r}; must be a commit of the git checkout {root}"
-        ) from None
-
-
-def _git(root: Path, *words: str) -> str:
-    # Without hooks: checking out must run nothing of the repository.
-    command = ["git", "-c", "core.hooksPath=/dev/null", *words]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
-    return done.stdout.strip()
+def _result(name: str, rounds: Sequence[Round], found: list[float], before: float | None) -> Row:
+    seconds = {f"{side}_s": median([x[side][name] for x in rounds]) for side in ("this", "other")}
+    ratio = median(found)
+    row = {"case": name, **seconds, "ratio": ratio, "ratios": found}
+    return {**row, "slower": ratio < SLOWER, "before": before}

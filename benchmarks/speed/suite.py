@@ -53,7 +53,7 @@ def run(
 
 
 def _rows(name: str, repeats: int, quick: bool) -> Any:
-    # Imported late and guarded: `compare` runs this on older trees, which may lack anything.
+    # Late and guarded: one benchmark that cannot be imported does not stop the others.
     try:
         cases = import_module(f"benchmarks.speed.{name}").cases(quick)
         measure = import_module("benchmarks.speed.timing").measure

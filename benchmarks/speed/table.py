@@ -88,27 +88,25 @@ def layers(document: dict[str, Any]) -> Iterator[str]:
 
 
 def comparison(document: dict[str, Any]) -> Iterator[str]:
-    """The lines of a comparison: ratios above, what could not be compared below."""
+    """The lines of a comparison: ratios above, what could not be measured below."""
     this, other = document["this"], document["other"]
     dirty = " with uncommitted changes" if this["uncommitted"] else ""
-    yield f"this:  {this['commit'][:12]}{dirty}"
-    yield f"other: {other['commit'][:12]} ({other['rev']})"
-    yield f"{'case':70} {'this':>8} {'other':>8} {'ratio':>6}  95 % interval"
+    yield f"this:  {this['commit'][:12]}{dirty}, {this['environment']}"
+    yield f"other: {other['commit'][:12]} ({other['rev']}), {other['environment']}"
+    yield f"{'case':70} {'this':>8} {'other':>8} {'ratio':>6}  lowest to highest"
     for row in document["results"]:
-        rates = f"{number(row['rate_this']):>8} {number(row['rate_other']):>8}"
-        yield f"{row['benchmark']}: {row['case']}".ljust(70) + (
-            f" {rates} {row['ratio']:6.3f}  {_interval(row)}"
-        )
-    for row in document["missing"]:
-        yield f"{row['benchmark']}: {row['case']}: not compared, {row['reason']}"
+        times = f"{duration(row['this_s']):>8} {duration(row['other_s']):>8}"
+        spread = f"{min(row['ratios']):.3f} to {max(row['ratios']):.3f}"
+        yield f"{row['case']:70} {times} {row['ratio']:6.3f}  {spread}{_judged(row)}"
+    for name, reason in document["failed"].items():
+        yield f"{name}: not compared, {reason}"
 
 
-def _interval(row: Row) -> str:
-    low, high = row["low"], row["high"]
-    if low is None:
-        return "none from a single round"
-    side = "this is faster" if low > 1 else "this is slower" if high < 1 else "no difference shown"
-    return f"{low:.3f} to {high:.3f}  {side}"
+def _judged(row: Row) -> str:
+    """What a ratio means, and how it was measured, where that is special."""
+    verdict = "  SLOWER" if row["slower"] else ""
+    again = "" if row["before"] is None else f"  (before: {row['before']:.3f})"
+    return verdict + again
 
 
 def number(value: float) -> str:
