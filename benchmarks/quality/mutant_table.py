@@ -31,8 +31,8 @@ EQUATIONS = Group(
         "place-rate": ("place", "pick(batch, own) * instance.demand", "pick(batch, own)"),
         "denied-wait": ("user_latency", "instance.wait + instance.steps", "instance.steps"),
         "accuracy-padded": ("user_accuracy", "jnp.where(instance.mask, kept, 0)", "kept"),
-        "denied-objective": ("problem.objective_denied", "- instance.wait", "+ instance.wait"),
-        "gain-transfer": ("problem.gain", " - placed.transfer", ""),
+        "amplitude-top": ("amplitude", " / top", ""),
+        "gain-transfer": ("user_gain", " - transfer", ""),
         "gap-sign": ("gap", "(best_gain - gain)", "(gain - best_gain)"),
     },
 )
@@ -106,11 +106,7 @@ GAINS = Group(
         "reply-newcomer": ("reply_gains", "num_granted + 1", "num_granted"),
         "reply-unpaid": ("reply_gains", "saving - batch_price * rate", "saving"),
         "reply-own-load": ("reply_gains", "- step_time - rate", "- step_time"),
-        "pair-lower": (
-            "pair_problem",
-            "jnp.maximum(instance.split_min[:, None], centre)",
-            "centre",
-        ),
+        "pair-lower": ("pair_problem", "instance.split_min[:, None]", "0"),
         "exact-padded": ("exact_gains", "instance.mask & ~placed", "~placed"),
     },
 )
@@ -160,7 +156,7 @@ ENV = Group(
         "pairs-demand": ("open_pairs", " + instance.demand[:, None]", ""),
         "pairs-stopped": ("open_pairs", " & ~state.stopped", ""),
         "current-padded": ("is_current", " & instance.mask", ""),
-        "reward-early": ("env.step", "== instance.num_users", "== instance.num_users - 1"),
+        "reward-early": ("env.reward", "== instance.num_users", "== instance.num_users - 1"),
         "release-padded": ("release", "released & instance.mask", "released"),
         "turns-reversed": ("_turns", "-worth, jnp.inf)", "worth, jnp.inf)"),
         "choice-batch": ("_adaptive_choice", "action % batches + 1", "action % batches"),
