@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from copy import copy
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import jax
@@ -117,9 +117,14 @@ class Learner:
         def of(section: str) -> dict[str, Any]:
             return {k.partition(".")[2]: v for k, v in numbers.items() if k.startswith(section)}
 
-        changed = replace(self, devices=ONE_DEVICE)
-        object.__setattr__(changed, "config", _with(self.config, of("learner.")))
-        object.__setattr__(changed, "algorithm", _with(self.algorithm, of("algorithm.")))
+        changed: Learner = _with(
+            self,
+            {
+                "config": _with(self.config, of("learner.")),
+                "algorithm": _with(self.algorithm, of("algorithm.")),
+                "devices": ONE_DEVICE,
+            },
+        )
         return changed
 
 
