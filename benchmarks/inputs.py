@@ -10,15 +10,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from offload_jax.learning import learner as learning
+from offload_jax.learning import updates
 from offload_jax.learning.algorithm import Learner
+from offload_jax.learning.trajectories import sample_instances
 from offload_jax.problem.instance import Instance
 from offload_jax.problem.scenario import Scenario
 
 VARIANTS = 4  # different inputs of a case, taken in turn, so that no one draw decides
 _CHUNK = 512  # instances sampled at a time: one compilation for all batch sizes
 
-_sample = jax.jit(learning.sample_instances, static_argnums=(0, 2))
+_sample = jax.jit(sample_instances, static_argnums=(0, 2))
 
 
 def batches(scenario: Scenario, batch: int) -> list[Instance]:
@@ -41,4 +42,4 @@ def keys(seed: int) -> list[jax.Array]:
 @partial(jax.jit, static_argnums=0)
 def fresh_state(learner: Learner) -> Any:
     """The learner's state before training; its parameters are random."""
-    return jax.jit(learning.init, static_argnums=0)(learner, jax.random.key(0))
+    return jax.jit(updates.init, static_argnums=0)(learner, jax.random.key(0))

@@ -47,7 +47,7 @@ HOMES = {
     "moreau": ("splits.cones",),
     "fastapi": ("deploy.service",),
     "iree": ("export.artifacts", "deploy.runtimes"),
-    "matplotlib": ("evaluation.charts", "evaluation.timeline", "runs.sweep.picture"),
+    "matplotlib": ("evaluation.figures", "evaluation.timeline", "runs.sweep.picture"),
     "pyscipopt": ("methods.scip_program",),
     "orbax": ("runs.checkpoint", "runs.restore"),
     "optuna": ("runs.sweep.storage", "runs.sweep.trials"),

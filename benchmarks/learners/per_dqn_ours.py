@@ -20,7 +20,7 @@ from jax import Array
 
 from benchmarks.common import Row, provenance
 from benchmarks.learners.per_dqn_cells import Cell, Data, optimum
-from offload_jax.learning import learner as learning
+from offload_jax.learning import updates
 from offload_jax.policy.decoding import greedy_plan
 from offload_jax.policy.policy import Policy
 from offload_jax.problem import equations
@@ -75,7 +75,7 @@ def _train_for_all(best: Mapping[Cell, tuple[Array, Array]], seed: int) -> tuple
     """The policy at the end, and its gaps by cell: on the fixed instance, and on fresh ones."""
     config = replace(load_config("paper"), learner=TOGETHER, seed=seed)
     learner, state = config.to_learner(), initial_state(config)
-    step = jax.jit(partial(learning.update, learner)).lower(state).compile()
+    step = jax.jit(partial(updates.update, learner)).lower(state).compile()
     curve = []
     for done, seconds, policy in _policies(config, step, {*CHECKED, TOGETHER.updates}):
         gaps = [_gaps(policy, cell, *optima) for cell, optima in best.items()]
@@ -110,8 +110,8 @@ def _on_pool(config: TrainConfig) -> Any:
     learner = config.to_learner()
 
     @jax.jit
-    def step(pool: Instance, state: learning.LearnerState) -> Any:
-        return learning.update(replace(learner, scenario=Pool(instances=pool)), state)
+    def step(pool: Instance, state: updates.LearnerState) -> Any:
+        return updates.update(replace(learner, scenario=Pool(instances=pool)), state)
 
     return step
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.learners.tables import spread
-from offload_jax.evaluation.charts import COLOURS, new_figure, save
+from offload_jax.evaluation.figures import COLOURS, new_figure, save
 from offload_jax.files.disk import replace_file
 
 Document = Mapping[str, Any]

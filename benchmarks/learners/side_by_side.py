@@ -31,10 +31,10 @@ from benchmarks.learners.tables import write_pages
 from offload_jax.commands.settings import configured
 from offload_jax.evaluation import testsets
 from offload_jax.files.disk import replace_file
-from offload_jax.learning import learner as learning
+from offload_jax.learning import updates
 from offload_jax.learning.algorithm import Learner
 from offload_jax.learning.config import LearnerConfig
-from offload_jax.learning.learner import LearnerState
+from offload_jax.learning.updates import LearnerState
 from offload_jax.policy.decoding import best_of
 from offload_jax.problem import equations
 from offload_jax.runs.config import TrainConfig
@@ -260,12 +260,12 @@ def seconds_of_updates(names: Sequence[str]) -> dict[str, float]:
     return {name: statistics.median(each) for name, each in seconds.items()}
 
 
-_start = jax.jit(learning.init, static_argnums=0)
+_start = jax.jit(updates.init, static_argnums=0)
 
 
 @partial(jax.jit, static_argnums=0)
 def _update(learner: Learner, state: LearnerState) -> LearnerState:
-    return learning.update(learner, state)[0]
+    return updates.update(learner, state)[0]
 
 
 def train(book: Book, name: str, seed: int, size: LearnerConfig, folder: Path) -> None:

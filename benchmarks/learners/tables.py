@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from offload_jax.evaluation.charts import new_figure, save, styles
+from offload_jax.evaluation.figures import new_figure, save, styles
 from offload_jax.files.disk import replace_file
 
 Document = dict[str, Any]
@@ -67,7 +67,7 @@ def spread(gaps: Sequence[float]) -> str:
 
 
 def curves(document: Document, found: Mapping[str, Sequence[Document]]) -> Any:
-    """Gap on validation instances against time, and against trajectories; bands hold all seeds."""
+    """Gap on held-out instances against time, and against trajectories; bands hold all seeds."""
     figure, both = new_figure(1, 2, (9.6, 3.8))
     look = styles(list(found))
     for name, runs in found.items():

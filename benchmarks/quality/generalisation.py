@@ -23,9 +23,9 @@ import tyro
 
 from benchmarks import common, parts
 from benchmarks.common import ROOT
-from offload_jax.evaluation.charts import COLOURS, new_figure, save, styles
-from offload_jax.evaluation.compare import Decider, compare, deciders
+from offload_jax.evaluation.compare import Decide, compare, deciders
 from offload_jax.evaluation.comparison import Row
+from offload_jax.evaluation.figures import COLOURS, new_figure, save, styles
 from offload_jax.files.checks import CheckpointError, ConfigError, PolicyError
 from offload_jax.learning.trajectories import sample_instances
 from offload_jax.problem.scenario import EdgeScenario, MixtureScenario
@@ -123,7 +123,7 @@ def _main(parsed: Arguments) -> int:
     return status
 
 
-def _part(name: str, methods: Mapping[str, Decider]) -> Callable[[], Iterator[common.Row]]:
+def _part(name: str, methods: Mapping[str, Decide]) -> Callable[[], Iterator[common.Row]]:
     """The axis as a part of the benchmark; its text stands above its table."""
     told = [
         f"{config} {low:g}" + (f" to {high:g}" if high > low else "")
@@ -138,7 +138,7 @@ def _part(name: str, methods: Mapping[str, Decider]) -> Callable[[], Iterator[co
     return part
 
 
-def measured(name: str, methods: Mapping[str, Decider]) -> Iterator[common.Row]:
+def measured(name: str, methods: Mapping[str, Decide]) -> Iterator[common.Row]:
     """Mean gaps of policies and rules at every value of an axis."""
     for value in AXES[name].values:
         instances = sample_instances(AXES[name].scenario(value), jax.random.key(1), INSTANCES)
@@ -157,7 +157,7 @@ def by_method(rows: Sequence[Row]) -> dict[str, float | list[float]]:
     return {method: gaps if len(gaps) > 1 else gaps[0] for method, gaps in found.items()}
 
 
-def deciders_of(policies: Sequence[str]) -> dict[str, Decider]:
+def deciders_of(policies: Sequence[str]) -> dict[str, Decide]:
     """Rules, searches, and the policies, each greedy and the best of 16; after SEED its place.
 
     Raises ConfigError for two policies of one name, and as `load_policy` does.

@@ -50,7 +50,7 @@ SPLITS = Group(
         "valid-rate": ("is_valid", "(problem.rate >= 0) & ", ""),
         "valid-centre": ("is_valid", "(problem.centre <= problem.lower) & ", ""),
         "invalid-split": (
-            "splits.certify",
+            "with_status",
             "split=jnp.where(valid, split, jnp.nan)",
             "split=split",
         ),

@@ -15,7 +15,7 @@ import jax
 from benchmarks import inputs
 from benchmarks.speed.timing import Case, Work
 from offload_jax.env.config import EpisodeConfig, Order
-from offload_jax.learning import learner as learning
+from offload_jax.learning import updates
 from offload_jax.learning.algorithm import Learner
 from offload_jax.learning.algorithms.ppo import PPO
 from offload_jax.runs.config_file import load_config
@@ -53,7 +53,7 @@ def _edge(order: Order) -> Learner:
 def _prepare(learner: Learner) -> Work:
     state = inputs.fresh_state(learner)
     trajectories = learner.config.instances * learner.config.samples
-    update = partial(learning.update, learner)
+    update = partial(updates.update, learner)
     decisions = trajectories * statistics.mean(learner.scenario.num_users)  # padding is none
     return Work(update, [(state,)], trajectories, partial(_notes, decisions))
 

@@ -16,7 +16,7 @@ from offload_jax.commands import results, sources
 from offload_jax.commands.options import Arguments, check
 from offload_jax.commands.progress import Stages, warn
 from offload_jax.commands.sources import Source
-from offload_jax.evaluation.compare import Decider, compare, deciders, refusals
+from offload_jax.evaluation.compare import Decide, compare, deciders, refusals
 from offload_jax.evaluation.comparison import ALL, Comparison
 from offload_jax.evaluation.crosscheck import Certificate, certify, merged, other_solvers
 from offload_jax.evaluation.reference import baseline_solver
@@ -77,7 +77,7 @@ def run(words: list[str], prog: str) -> int:
 
 
 def _compared(
-    source: Source, methods: dict[str, Decider], solver: Solver, bounds: bool, stages: Stages
+    source: Source, methods: dict[str, Decide], solver: Solver, bounds: bool, stages: Stages
 ) -> tuple[Comparison, dict[tuple[str, str], Decision]]:
     """The comparison and what was decided; better plans are kept even where it is interrupted."""
     decided: dict[tuple[str, str], Decision] = {}
@@ -160,7 +160,7 @@ def _splits(config: TrainConfig, parsed: Arguments) -> Solver:
 
 
 def _check_source(
-    source: Source, methods: Mapping[str, Decider], parsed: Arguments, splits: Solver
+    source: Source, methods: Mapping[str, Decide], parsed: Arguments, splits: Solver
 ) -> None:
     """Refuses what these instances do not allow."""
     solver = baseline_solver(splits)

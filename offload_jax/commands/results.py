@@ -14,8 +14,8 @@ from rich.markdown import Markdown
 
 from offload_jax.commands.progress import Stages
 from offload_jax.commands.sources import Source
-from offload_jax.evaluation import charts, curves, report, timeline
-from offload_jax.evaluation.compare import Decider
+from offload_jax.evaluation import curves, figures, report, timeline
+from offload_jax.evaluation.compare import Decide
 from offload_jax.evaluation.comparison import Comparison
 from offload_jax.evaluation.crosscheck import Certificate
 from offload_jax.evaluation.reference import baseline_solver
@@ -48,7 +48,7 @@ def study_of(comparison: Comparison, source: Source) -> report.Study:
 def studied(
     found: report.Study,
     source: Source,
-    methods: Mapping[str, Decider],
+    methods: Mapping[str, Decide],
     decided: Mapping[tuple[str, str], Decision],
     strongest: str,
     splits: Solver,
@@ -105,10 +105,10 @@ def write_numbers(
 def write_pictures(found: report.Study, out: Path) -> list[str]:
     """Writes the page and the pictures."""
     replace_file(out / "report.html", report.html(found))
-    charts.save(charts.gap_figure(found.comparison), out / "gaps.png")
+    figures.save(figures.gap_figure(found.comparison), out / "gaps.png")
     if found.plan is None:
         return ["report.html", "gaps.png"]
-    charts.save(timeline.plan_figure(*found.plan, found.solver), out / "plan.png")
+    figures.save(timeline.plan_figure(*found.plan, found.solver), out / "plan.png")
     return ["report.html", "gaps.png", "plan.png"]
 
 

@@ -26,7 +26,7 @@ from offload_jax.runs.sweep.spec import SweepConfig
 from offload_jax.runs.tracking.metrics import Mode
 
 if TYPE_CHECKING:
-    from offload_jax.runs.sweep.runner import Status
+    from offload_jax.runs.sweep.runner import SweepStatus
 
 
 @dataclass(frozen=True)
@@ -130,13 +130,13 @@ class _Progress:
         with Live(console=self.console, refresh_per_second=2, transient=True) as self.live:
             yield self
 
-    def __call__(self, status: Status) -> None:
+    def __call__(self, status: SweepStatus) -> None:
         if self.live is not None:
             self.live.update(self._table(status))
         else:
             self._lines(status)
 
-    def _headline(self, status: Status) -> str:
+    def _headline(self, status: SweepStatus) -> str:
         done = sum(record.done for record in status.records)
         best = best_of(self.sweep, status.records)
         text = f"{done} of {status.limit} trials"
@@ -145,7 +145,7 @@ class _Progress:
         value = shown(self.sweep.metric, best.value)
         return f"{text}, best {self.sweep.metric} {value} (trial {best.number})"
 
-    def _table(self, status: Status) -> Table:
+    def _table(self, status: SweepStatus) -> Table:
         table = Table("trial", "evaluations", self.sweep.metric, "settings", box=None)
         table.title = self._headline(status)
         for job in status.jobs:
@@ -157,7 +157,7 @@ class _Progress:
             table.add_row(number, str(len(values)), shown(self.sweep.metric, best), settings)
         return table
 
-    def _lines(self, status: Status) -> None:
+    def _lines(self, status: SweepStatus) -> None:
         done = {record.number: record for record in status.records if record.done}
         if self.said is None:  # at the start: what an earlier sweep did is no news
             self.said = set(done)

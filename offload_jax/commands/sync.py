@@ -15,7 +15,7 @@ import tyro
 from offload_jax.files.checks import ConfigError, SyncError
 from offload_jax.runs import run_folder
 from offload_jax.runs.config import to_settings
-from offload_jax.runs.restore import Saved, aliases_of, best, examine
+from offload_jax.runs.restore import Checkpoint, aliases_of, best, examine
 from offload_jax.runs.tracking.metrics import read_rows
 from offload_jax.runs.tracking.tracker import RunStart
 from offload_jax.runs.tracking.wandb_tracker import WandbTracker
@@ -82,7 +82,7 @@ def run(words: list[str], prog: str) -> int:
     return 0
 
 
-def _best_and_latest(folder: Path) -> list[tuple[Saved, list[str]]]:
+def _best_and_latest(folder: Path) -> list[tuple[Checkpoint, list[str]]]:
     """Checkpoints to upload, by step, with their aliases."""
     good, bad = examine(folder)
     for path, reason in bad.items():

@@ -26,7 +26,7 @@ from offload_jax.commands.settings import (
 )
 from offload_jax.evaluation.reference import reference_name
 from offload_jax.files.checks import ConfigError
-from offload_jax.learning import learner as learning
+from offload_jax.learning import updates
 from offload_jax.runs import multihost, run_folder
 from offload_jax.runs.config import TrainConfig
 from offload_jax.runs.config_file import load_config, to_yaml
@@ -170,15 +170,15 @@ def _status(result: RunResult) -> int:
 
 def _dry_run(config: TrainConfig, tried: str = "everything") -> int:
     task = PolicyLearning(config, config.find_devices())
-    state = jax.eval_shape(lambda key: learning.init(task.learner, key), jax.random.key(0))
+    state = jax.eval_shape(lambda key: updates.init(task.learner, key), jax.random.key(0))
     needs = prepare(task, state)
     if not multihost.is_first():
         return 0
     size = sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(state.params))
     trajectories = config.learner.instances * config.learner.samples
     print(to_yaml(config), end="")
-    updates = config.learner.updates
-    print(f"# {size:,.0f} parameters; {updates:,} updates of {trajectories:,} trajectories")
+    made = f"{config.learner.updates:,} updates of {trajectories:,} trajectories"
+    print(f"# {size:,.0f} parameters; {made}")
     print(f"# {describe_needs(needs)}")
     print(f"# {tried} fits and compiles; nothing was written")
     return 0

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from offload_jax.deploy import ENTRIES, RUNTIMES, open_bundle, open_runtime, present
-from offload_jax.deploy.verify import Replay, replay
+from offload_jax.deploy.verify import ReplayResult, replay
 from offload_jax.files.checks import BundleError
 
 
@@ -33,7 +33,7 @@ def run(words: list[str], prog: str) -> int:
         names = [parsed.runtime]
     else:
         names = [name for name in RUNTIMES if present(name)]
-    found: list[tuple[str, Replay]] = []
+    found: list[tuple[str, ReplayResult]] = []
     for name in names:
         try:
             runtime = open_runtime(bundle, name)
@@ -52,7 +52,7 @@ def run(words: list[str], prog: str) -> int:
     return 0 if good else 1
 
 
-def _table(found: list[tuple[str, Replay]]) -> Table:
+def _table(found: list[tuple[str, ReplayResult]]) -> Table:
     table = Table(
         "runtime",
         "program",

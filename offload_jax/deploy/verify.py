@@ -20,7 +20,7 @@ SAME = 1e-5  # of the objective
 
 
 @dataclass(frozen=True)
-class Replay:
+class ReplayResult:
     """How one entry of a bundle came out in one runtime, so many instances a call."""
 
     entry: str
@@ -37,7 +37,7 @@ class Replay:
         return self.flaws == 0 and self.farthest <= SAME
 
 
-def replay(bundle: Bundle, runtime: Runtime, entry: str, batch: int = 1) -> Replay:
+def replay(bundle: Bundle, runtime: Runtime, entry: str, batch: int = 1) -> ReplayResult:
     """Runs every test vector, `batch` a call, padded to the smallest size that holds them."""
     assert entry in ENTRIES, entry
     same, flaws, farthest, seconds = 0, 0, 0.0, []
@@ -59,7 +59,7 @@ def replay(bundle: Bundle, runtime: Runtime, entry: str, batch: int = 1) -> Repl
             flaws += bool(done.flaws)
     first, *others = seconds
     later = float(np.median(others)) if others else None
-    return Replay(entry, batch, len(bundle.vectors), same, farthest, flaws, first, later)
+    return ReplayResult(entry, batch, len(bundle.vectors), same, farthest, flaws, first, later)
 
 
 def _run(

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from offload_jax.evaluation.comparison import ALL, HARD, Comparison, Detail, Row, half_width
+from offload_jax.evaluation.comparison import ALL, HARD, Comparison, Detail, MethodRow, half_width
 from offload_jax.evaluation.reference import values
 from offload_jax.methods import QUICK, Show, apply_method, baseline, method_named
 from offload_jax.methods.bound import upper_bound
@@ -31,7 +31,7 @@ from offload_jax.problem.scenario import Scenario
 from offload_jax.problem.types import Assignment, Key
 from offload_jax.splits import NATIVE, Solver
 
-Decider = Callable[[Instance], Decision]
+Decide = Callable[[Instance], Decision]
 # Every cell compiles a sampler of its own, to run it once: optimising it would take 4x as long.
 _QUICK_COMPILE = {"xla_backend_optimization_level": 0}
 
@@ -57,7 +57,7 @@ def deciders(
     budget_s: float | None = None,
     show: Show = lambda done, total: None,
     refinements: Sequence[Refinement] = (),
-) -> dict[str, Decider]:
+) -> dict[str, Decide]:
     """The methods to compare by name: baselines, and the policy for every number of samples.
 
     The largest number of samples is also refined (`methods.refine`), in a row each. Baselines
@@ -65,7 +65,7 @@ def deciders(
     may take for each instance. Methods that go through instances one by one call
     `show(done, total)`. Raises ValueError for a method that does not exist.
     """
-    chosen: dict[str, Decider] = {}
+    chosen: dict[str, Decide] = {}
     for name in QUICK if methods is None else methods:
         method_named(name)
         chosen[name] = partial(
@@ -109,7 +109,7 @@ class Known:
 
 def compare(
     cells: dict[str, Instance],
-    methods: dict[str, Decider],
+    methods: dict[str, Decide],
     hard: Sequence[str] = (),
     progress: Callable[[str, str], None] = lambda cell, method: None,
     known: Known | None = None,
@@ -174,7 +174,7 @@ def _rows(
     hard: Sequence[str],
     methods: Sequence[str],
     found: Mapping[tuple[str, str], _Found],
-) -> list[Row]:
+) -> list[MethodRow]:
     groups = {cell: [cell] for cell in cells}
     groups |= {ALL: list(cells)} if len(cells) > 1 else {}
     groups |= {HARD: list(hard)} if 0 < len(hard) < len(cells) else {}
@@ -249,10 +249,10 @@ def _measured(decision: Decision, instances: Instance, solver: Solver) -> _Found
     )
 
 
-def _summary(method: str, cell: str, parts: list[_Found]) -> Row:
+def _summary(method: str, cell: str, parts: list[_Found]) -> MethodRow:
     gaps = np.concatenate([part.gap for part in parts])
     count = len(gaps)
-    return Row(
+    return MethodRow(
         method=method,
         cell=cell,
         instances=count,

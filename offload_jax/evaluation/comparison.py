@@ -20,7 +20,7 @@ def half_width(values: np.ndarray) -> float:
 
 
 @dataclass(frozen=True)
-class Row:
+class MethodRow:
     """One method on one cell (or on several cells together)."""
 
     method: str
@@ -63,10 +63,10 @@ class Comparison:
 
     reference: str  # "optimum (top-b)", "optimum in the file", "best of the methods compared", ...
     detail: Detail
-    rows: list[Row] = field(default_factory=list)
+    rows: list[MethodRow] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)  # method: why it does not apply
 
-    def row(self, method: str, cell: str = ALL) -> Row:
+    def row(self, method: str, cell: str = ALL) -> MethodRow:
         """The row of a method and cell; KeyError where there is none."""
         for row in self.rows:
             if (row.method, row.cell) == (method, cell):

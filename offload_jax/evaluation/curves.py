@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from offload_jax.evaluation.compare import Decider
+from offload_jax.evaluation.compare import Decide
 from offload_jax.methods import apply_method, baseline
 from offload_jax.methods.search import Trace
 from offload_jax.plans.candidates import gains_of
@@ -67,7 +67,7 @@ _COMPILING = 10.0  # s that compiling may take
 
 def scaling(
     scenario: Scenario,
-    deciders: Mapping[str, Decider],
+    deciders: Mapping[str, Decide],
     sizes: Sequence[int],
     key: Key,
     solver: Solver = NATIVE,

@@ -58,7 +58,7 @@ class Section:
     title: str
     text: Sequence[str] = field(default_factory=tuple)  # paragraphs
     table: Table | None = None
-    svg: str = ""  # of `charts.svg`
+    svg: str = ""  # of `figures.svg`
     caption: str = ""
 
 

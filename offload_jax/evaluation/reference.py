@@ -24,7 +24,7 @@ def reference_method(scenario: Scenario, solver: Solver) -> str:
 
 
 def reference_name(scenario: Scenario, solver: Solver) -> str:
-    """What the gaps of `validation_set` are measured against, in words."""
+    """What the gaps of `heldout_set` are measured against, in words."""
     name = reference_method(scenario, solver)
     return f"optimum ({name})" if method_named(name).optimal else f"plan of {name}"
 
@@ -34,7 +34,7 @@ def baseline_solver(solver: Solver) -> Solver:
     return solver if solver.rules else NATIVE
 
 
-def validation_set(
+def heldout_set(
     scenario: Scenario, count: int, key: Key, solver: Solver = NATIVE
 ) -> tuple[Instance, jax.Array]:
     """Fixed instances to watch training by, and their reference gains (U - U_deny, s)."""

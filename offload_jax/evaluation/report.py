@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from offload_jax.evaluation import charts, timeline
-from offload_jax.evaluation.comparison import ALL, HARD, Comparison, Row
+from offload_jax.evaluation import figures, timeline
+from offload_jax.evaluation.comparison import ALL, HARD, Comparison, MethodRow
 from offload_jax.evaluation.page import Section, Table, page
 from offload_jax.files.records import Plan
 from offload_jax.methods import baseline
@@ -24,7 +24,7 @@ class Study:
     title: str
     subtitle: str
     comparison: Comparison
-    traces: Mapping[str, charts.Trace] = field(default_factory=dict)
+    traces: Mapping[str, figures.GapCurve] = field(default_factory=dict)
     scaling: Sequence[tuple[str, int, float]] = ()  # method, N, seconds per plan
     plan: tuple[Instance, Plan] | None = None  # without padding
     solver: Solver = NATIVE  # of the plan's split points
@@ -69,7 +69,7 @@ def markdown(comparison: Comparison) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines).replace("| --- |", "|---|")
 
 
-def worst_cell(comparison: Comparison, method: str) -> Row:
+def worst_cell(comparison: Comparison, method: str) -> MethodRow:
     """The single cell with the largest mean gap of a method."""
     rows = [r for r in comparison.rows if r.method == method and r.cell not in (ALL, HARD)]
     return max(rows, key=lambda row: row.gap_mean)
@@ -98,7 +98,7 @@ def html(study: Study) -> str:
             "Who runs where, when, and for how many steps. The price of a server is what a little "
             "more of its budget is worth, in seconds for each GPU-second."
         )
-        sections.append(Section("One plan", (text,), svg=charts.svg(drawn, "plan")))
+        sections.append(Section("One plan", (text,), svg=figures.svg(drawn, "plan")))
     methods = [[n, one.about] for n in comparison.methods() if (one := baseline(n))]
     sections.append(
         Section("What the methods are", table=Table(["method", "what it does"], methods))
@@ -115,9 +115,9 @@ def _gaps(comparison: Comparison) -> list[Section]:
         ("Gap by load", detail.load, "images asked for, as a share of all capacity"),
     ):
         if len(np.unique(values)) > 1:
-            drawn = charts.gap_by(values, shown, label)
+            drawn = figures.gap_by(values, shown, label)
             caption = "Mean gap with its 95 % interval; logarithmic, 0 at the bottom."
-            sections.append(Section(title, svg=charts.svg(drawn, title), caption=caption))
+            sections.append(Section(title, svg=figures.svg(drawn, title), caption=caption))
     if detail.bound_gap is not None:
         sections.append(_proven(detail.bound_gap))
     return sections
@@ -134,7 +134,7 @@ def _proven(gap: np.ndarray) -> Section:
         f"known plans on average and {100 * gap.max():.2f} % at most: no method, however "
         f"clever, can gain more than that. {proven} of {len(gap)} are proven optimal."
     )
-    return Section("What is proven", (text,), svg=charts.svg(charts.certified(gap), "proven"))
+    return Section("What is proven", (text,), svg=figures.svg(figures.certified(gap), "proven"))
 
 
 def _times(study: Study) -> list[Section]:
@@ -144,19 +144,19 @@ def _times(study: Study) -> list[Section]:
     shown = [name for name in named if name != "deny"]
     if study.traces:
         traces = {name: trace for name, trace in study.traces.items() if name != "deny"}
-        drawn = charts.anytime(traces, shown)
+        drawn = figures.anytime(traces, shown)
         text = (
             "The best plan so far against the time it took: lines of methods that go on improving, "
             "points of those that just end."
         )
-        sections.append(Section("Gap against time", (text,), svg=charts.svg(drawn, "anytime")))
+        sections.append(Section("Gap against time", (text,), svg=figures.svg(drawn, "anytime")))
     if study.scaling:
         rows = [row for row in study.scaling if row[0] != "deny"]
-        drawn = charts.scaling(rows, shown)
+        drawn = figures.scaling(rows, shown)
         text = (
             "Time per plan against the number of users, on logarithmic axes: a straight line is a "
             "power of N, its slope the exponent (measured over the larger half of the sizes). "
             "Dashed lines have too few points for one, or grow faster than powers."
         )
-        sections.append(Section("Time against users", (text,), svg=charts.svg(drawn, "scaling")))
+        sections.append(Section("Time against users", (text,), svg=figures.svg(drawn, "scaling")))
     return sections

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import jax.numpy as jnp
 import numpy as np
 
-from offload_jax.evaluation.charts import INK, new_figure
+from offload_jax.evaluation.figures import INK, new_figure
 from offload_jax.files.records import Plan
 from offload_jax.plans.outcome import evaluate
 from offload_jax.problem import equations

@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from offload_jax.learning import learner as learning
+from offload_jax.learning import updates
 from offload_jax.learning.algorithm import Learner
-from offload_jax.learning.learner import LearnerState
 from offload_jax.learning.loss import loss
+from offload_jax.learning.updates import LearnerState
 from offload_jax.problem.instance import Instance
 
 _BATCH = ("step", "instance", "sample")  # leading axes of what is recorded
@@ -48,7 +48,7 @@ def explain(learner: Learner, state: LearnerState) -> str:
 def _numbers(learner: Learner, state: LearnerState) -> dict[str, Any]:
     """What the update of `state` is made from, once more; the gradient is that of all samples."""
     _, sample_key, roll_key, _ = jax.random.split(state.key, 4)
-    instances, collected = learning.collect(learner, state.params, sample_key, roll_key)
+    instances, collected = updates.collect(learner, state.params, sample_key, roll_key)
     progress = state.step / learner.config.updates
     gradient, _ = jax.grad(loss, argnums=1, has_aux=True)(
         learner, state.params, instances, collected, progress

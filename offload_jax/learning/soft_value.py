@@ -26,7 +26,7 @@ from offload_jax.splits import NATIVE, Solver, SplitProblem
 class SoftOutcome:
     """What probabilities are worth with optimal splits."""
 
-    value: Float[Array, "*batch"]  # V, s; differentiable in reverse mode (native: and forward)
+    objective: Float[Array, "*batch"]  # V, s; differentiable in reverse mode (native: and forward)
     gain: Float[Array, "*batch"]  # V - U_deny, s
     split: Float[Array, "users batches *batch"]  # n of each user in each batch, steps
     price: Float[Array, "servers *batch"]  # s per GPU-second
@@ -59,13 +59,13 @@ def soft_evaluate(
     shape = granted.shape
     split = _at_bounds(problem, stop_gradient(solution.split)).reshape(shape)
     price = stop_gradient(jnp.where(jnp.isfinite(instance.budget), solution.price, 0))
-    gain = _expected_gain(instance, granted, split)
+    gain = _soft_gain(instance, granted, split)
     # Worth nothing, as prices of slack budgets are 0, but for its derivative.
     slack = _slack(instance, granted, split)
     lagrangian = gain + jnp.sum(price * (slack - stop_gradient(slack)), axis=0)
     load = jnp.sum(granted * instance.demand[:, None], axis=0)
     return SoftOutcome(
-        value=objective_denied(instance, solver) + lagrangian,
+        objective=objective_denied(instance, solver) + lagrangian,
         gain=lagrangian,
         split=split,
         price=solution.price,
@@ -97,7 +97,7 @@ def _saving(
     return instance.local_step[:, None] - (instance.intercept + times + own)
 
 
-def _expected_gain(
+def _soft_gain(
     instance: Instance,
     granted: Float[Array, "users batches *batch"],
     split: Float[Array, "users batches *batch"],

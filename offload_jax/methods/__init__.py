@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
@@ -183,19 +184,23 @@ def solve(
     method: str,
     budget_s: float | None = None,
     solver: str | Solver = "native",
-    certify: bool = False,
+    bound: bool = False,
     show: Show = lambda done, total: None,
+    certify: bool | None = None,
 ) -> Plan:
     """Decides one instance by a named method; `solver` finds the split points.
 
     `budget_s` is the time (s) that an anytime method (local-search, annealing, tabu, genetic,
     genetic-tuned) goes on improving, and the limit of scip; other methods end by themselves and
-    ignore it. `certify` adds an upper bound where the method proves none (see `methods.bound`).
+    ignore it. `bound` adds an upper bound where the method proves none (see `methods.bound`).
     `seconds` of the plan excludes compiling. `show(done, total)` is called as enumeration proceeds.
 
     Raises ValueError for an unknown method, a budget that is not positive, or an instance that the
     method does not apply to.
     """
+    if certify is not None:
+        warnings.warn("certify is now called bound", DeprecationWarning, stacklevel=2)
+        bound = certify
     chosen, solver = method_named(method), solver_named(solver)
     if instance.alpha.ndim != 1:
         raise ValueError(
@@ -204,13 +209,13 @@ def solve(
     refusal = chosen.refuse(instance, solver)
     if refusal:
         raise ValueError(f"method is {method!r}, which does not apply: {refusal}")
-    refusal = refuse_bound(solver) if certify else None
+    refusal = refuse_bound(solver) if bound else None
     if refusal:
-        raise ValueError(f"certify is True, which does not apply: {refusal}")
+        raise ValueError(f"bound is True, which does not apply: {refusal}")
     batch = add_batch(instance)
     check_all_local(batch, solver)
     decision = apply_method(method, batch, solver, budget_s, show=show)
-    if certify and decision.bound is None:
-        bound = upper_bound(batch, decision.assignment, budget_s)
-        decision = Decision(decision.assignment, decision.seconds, bound)
+    if bound and decision.bound is None:
+        found = upper_bound(batch, decision.assignment, budget_s)
+        decision = Decision(decision.assignment, decision.seconds, found)
     return to_plans(batch, decision, method, solver)[0]

@@ -32,7 +32,7 @@ import optax
 from flax import struct
 from jaxtyping import Array, Float
 
-from offload_jax.methods.relaxation import RANGES, Layout, Relaxation, relaxed
+from offload_jax.methods.relaxation import RANGES, Grid, Relaxation, relaxed
 from offload_jax.problem import equations
 from offload_jax.problem.instance import Instance, taken
 from offload_jax.problem.types import Assignment
@@ -88,7 +88,7 @@ def upper_bound(
     return bounds
 
 
-def _parts(instances: Instance, config: BoundConfig) -> list[tuple[Layout, np.ndarray]]:
+def _parts(instances: Instance, config: BoundConfig) -> list[tuple[Grid, np.ndarray]]:
     """Groups of instances (their numbers) that are computed at once, each of the same layout.
 
     All groups of a layout have the same size, filled up with repetitions.
@@ -97,7 +97,7 @@ def _parts(instances: Instance, config: BoundConfig) -> list[tuple[Layout, np.nd
     patterns, which = np.unique(np.asarray(instances.server), axis=1, return_inverse=True)
     for i, pattern in enumerate(patterns.T):
         members = np.flatnonzero(which.reshape(-1) == i)
-        layout = Layout.of(pattern, instances, config.cells)
+        layout = Grid.of(pattern, instances, config.cells)
         each = instances.num_users * layout.cells.size * instances.num_servers * RANGES
         size = -(-len(members) // -(-len(members) // max(1, _AT_ONCE // each)))
         for first in range(0, len(members), size):
@@ -127,7 +127,7 @@ class _Prices:
 def _search(
     instances: Instance,
     assignment: Assignment,
-    layout: Layout,
+    layout: Grid,
     config: BoundConfig,
     budget_s: float | None,
 ) -> np.ndarray:

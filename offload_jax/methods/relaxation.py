@@ -28,7 +28,7 @@ RANGES = 3  # of the number of granted users
 
 
 @dataclass(frozen=True)
-class Layout:
+class Grid:
     """What is known before tracing: batches of each server, and how loads are cut into cells."""
 
     slots: tuple[tuple[int, ...], ...]  # of each server its batches; -1 where it has fewer
@@ -36,7 +36,7 @@ class Layout:
     whole: bool  # demands are whole images, hence loads are
 
     @classmethod
-    def of(cls, server: np.ndarray, instances: Instance, cells: int) -> Layout:
+    def of(cls, server: np.ndarray, instances: Instance, cells: int) -> Grid:
         """Of instances whose batches are on these servers, with about so many cells a server."""
         hosted = [np.flatnonzero(server == g).tolist() for g in range(instances.num_servers)]
         width = max(1, *(len(batches) for batches in hosted))
@@ -74,7 +74,7 @@ class Relaxation:
 
 
 @partial(jax.jit, static_argnums=0)
-def relaxed(layout: Layout, instance: Instance, assignment: Assignment) -> Relaxation:
+def relaxed(layout: Grid, instance: Instance, assignment: Assignment) -> Relaxation:
     """The relaxation of instances (batch last); a good plan tells its scale and its ranges."""
     instance = neutral_padding(instance)
     slots = np.array(layout.slots).T  # (slots, servers)
@@ -129,7 +129,7 @@ def relaxed(layout: Layout, instance: Instance, assignment: Assignment) -> Relax
     )
 
 
-def _loads(layout: Layout, instance: Instance, slots: np.ndarray) -> tuple[Array, Array, Array]:
+def _loads(layout: Grid, instance: Instance, slots: np.ndarray) -> tuple[Array, Array, Array]:
     """Least and largest load of every slot in every cell, and which cells there are.
 
     Shapes (cells, slots, servers, 1, *batch) and, without slots, the last.

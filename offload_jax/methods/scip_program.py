@@ -28,7 +28,7 @@ class OutOfTime(Exception):
 
 
 @dataclass
-class Program:
+class ScipProgram:
     """SCIP's variables by what they stand for, with the group's number in front where it counts."""
 
     model: Any
@@ -48,10 +48,10 @@ class Program:
         return self.model.addVar(vtype=vtype, lb=0, ub=most, obj=gain)
 
 
-def write_down(data: Numbers, touched: Touched, deadline: float) -> Program:
+def write_down(data: Numbers, touched: Touched, deadline: float) -> ScipProgram:
     from pyscipopt import Model, quicksum
 
-    program = Program(Model(), deadline)
+    program = ScipProgram(Model(), deadline)
     scip = program.model
     scip.hideOutput()
     scip.setMaximize()
@@ -74,7 +74,7 @@ def write_down(data: Numbers, touched: Touched, deadline: float) -> Program:
     return program
 
 
-def _add_levels(program: Program, data: Numbers, number: int, group: Group) -> None:
+def _add_levels(program: ScipProgram, data: Numbers, number: int, group: Group) -> None:
     """Loads and capacities of a group, level by level."""
     from pyscipopt import quicksum
 
@@ -111,7 +111,7 @@ def _add_levels(program: Program, data: Numbers, number: int, group: Group) -> N
 
 
 def _add_gains(
-    program: Program, data: Numbers, number: int, group: Group, touched: Touched
+    program: ScipProgram, data: Numbers, number: int, group: Group, touched: Touched
 ) -> None:
     """Edge steps, what they save and what they cost in accuracy, level by level."""
     i, scip = data.instance, program.model
@@ -143,7 +143,7 @@ def _add_gains(
                 scip.addCons(t >= rise * f + (value - slope * e) / data.unit * y)
 
 
-def _add_congestion(program: Program, data: Numbers, number: int, group: Group) -> None:
+def _add_congestion(program: ScipProgram, data: Numbers, number: int, group: Group) -> None:
     """What others add to the step time, by w_ikjl = e_ik y_jl, where there is but one level."""
     from pyscipopt import quicksum
 
@@ -166,7 +166,7 @@ def _add_congestion(program: Program, data: Numbers, number: int, group: Group) 
                 scip.addCons(quicksum(w for w, _ in parts) >= f - (1 - inside))
 
 
-def _share_budgets(program: Program, data: Numbers) -> None:
+def _share_budgets(program: ScipProgram, data: Numbers) -> None:
     """(6), in all and at every level."""
     from pyscipopt import quicksum
 
@@ -189,7 +189,7 @@ def _share_budgets(program: Program, data: Numbers) -> None:
             )
 
 
-def _share_radio(program: Program, data: Numbers) -> None:
+def _share_radio(program: ScipProgram, data: Numbers) -> None:
     """(3): one level per number of granted users."""
     from pyscipopt import quicksum
 
@@ -209,7 +209,7 @@ def _share_radio(program: Program, data: Numbers) -> None:
         scip.addCons(parts == quicksum(granted[u]))
 
 
-def tell(program: Program, data: Numbers, assignment: np.ndarray, split: np.ndarray) -> None:
+def tell(program: ScipProgram, data: Numbers, assignment: np.ndarray, split: np.ndarray) -> None:
     """Gives SCIP a plan with its splits as a solution, unless somebody in it gains nothing."""
     inside = {(u, k) for u, k in data.pairs if assignment[u] == k + 1}
     levels = [group.level(data, assignment) for group in data.groups]
@@ -232,7 +232,12 @@ def tell(program: Program, data: Numbers, assignment: np.ndarray, split: np.ndar
 
 
 def _values(
-    program: Program, data: Numbers, assignment: np.ndarray, split: np.ndarray, number: int, q: int
+    program: ScipProgram,
+    data: Numbers,
+    assignment: np.ndarray,
+    split: np.ndarray,
+    number: int,
+    q: int,
 ) -> Iterator[tuple[Any, float]]:
     """The group's variables that are not 0 when the plan brings it to level q."""
     i, group = data.instance, data.groups[number]

@@ -17,10 +17,10 @@ import jax
 
 from offload_jax.files import disk
 from offload_jax.files.checks import CheckpointError
-from offload_jax.learning.learner import LearnerState
+from offload_jax.learning.updates import LearnerState
 from offload_jax.runs.restore import (
     UNFINISHED,
-    Saved,
+    Checkpoint,
     aliases_of,
     arrays_of,
     best,
@@ -60,7 +60,7 @@ class Checkpoints:
                 f"checkpoint {path.name} is damaged ({reason}); moved to {moved}; the newest good "
                 f"one is of update {self.good[-1].step}"
             )
-        self._saving: Saved | None = None
+        self._saving: Checkpoint | None = None
         self._orbax, self._manager = _manager(self.folder)
 
     def __enter__(self) -> Checkpoints:
@@ -69,11 +69,11 @@ class Checkpoints:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def newest(self) -> Saved | None:
+    def newest(self) -> Checkpoint | None:
         """The checkpoint to go on from."""
         return self.good[-1] if self.good else None
 
-    def at(self, step: int) -> Saved:
+    def at(self, step: int) -> Checkpoint:
         """The good checkpoint of a step. Raises KeyError where there is none."""
         return {saved.step: saved for saved in self.good}[step]
 
@@ -98,7 +98,7 @@ class Checkpoints:
         args = self._orbax.args
         items = args.Composite(state=args.StandardSave(state), about=args.JsonSave(about))
         self._written(lambda: self._manager.save(step, args=items))
-        self._saving = Saved(step, self.folder / str(step), about)
+        self._saving = Checkpoint(step, self.folder / str(step), about)
 
     def wait(self) -> None:
         """Returns when every save is on disk. Raises CheckpointError where one is not."""

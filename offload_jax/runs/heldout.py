@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from offload_jax.env.environment import Environment
-from offload_jax.evaluation.reference import validation_set
+from offload_jax.evaluation.reference import heldout_set
 from offload_jax.learning.devices import ONE_DEVICE, Devices
 from offload_jax.policy.decoding import greedy_plan
 from offload_jax.policy.network import Network
@@ -20,23 +20,23 @@ from offload_jax.problem import equations
 from offload_jax.problem.instance import Instance
 from offload_jax.runs.config import TrainConfig
 
-VALIDATION = 1  # the branch of the seed that evaluations draw from: never what training saw
+HELDOUT = 1  # the branch of the seed that evaluations draw from: never what training saw
 
 
-def validation(config: TrainConfig, devices: Devices) -> Callable[[Any], float]:
+def heldout_gap(config: TrainConfig, devices: Devices) -> Callable[[Any], float]:
     """The mean gap of the greedy policy on fixed instances, as a function of its parameters."""
-    instances, best = validation_instances(config)
+    instances, best = heldout_instances(config)
     if config.run.eval_instances % devices.count:
         devices = ONE_DEVICE  # every device evaluates all of them
     network, env = config.network, config.to_env()
     return lambda params: float(_spread_gap(network, env, devices, params, instances, best))
 
 
-def validation_instances(config: TrainConfig) -> tuple[Instance, Float[Array, "instances"]]:
+def heldout_instances(config: TrainConfig) -> tuple[Instance, Float[Array, "instances"]]:
     """The run's own, the same at every evaluation, and their reference gains (s)."""
-    key = jax.random.fold_in(jax.random.key(config.seed), VALIDATION)
+    key = jax.random.fold_in(jax.random.key(config.seed), HELDOUT)
     solver = config.splits.to_solver()
-    return validation_set(config.scenario, config.run.eval_instances, key, solver)
+    return heldout_set(config.scenario, config.run.eval_instances, key, solver)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))

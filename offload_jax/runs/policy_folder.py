@@ -20,7 +20,7 @@ from flax import traverse_util
 from offload_jax.files import disk
 from offload_jax.files.checks import ConfigError, PolicyError
 from offload_jax.files.plugins import Plugins, nearest
-from offload_jax.learning import learner as learning
+from offload_jax.learning import updates
 from offload_jax.policy.policy import Policy
 from offload_jax.runs.config import TrainConfig, to_settings
 from offload_jax.runs.config_file import from_settings
@@ -110,7 +110,7 @@ def _flat(params: Any) -> dict[str, Any]:
 
 def _nested(arrays: Mapping[str, np.ndarray], config: TrainConfig, folder: Path) -> Any:
     """The parameters; refuses arrays that this version's network does not have."""
-    like = jax.eval_shape(lambda key: learning.init(config.to_learner(), key), jax.random.key(0))
+    like = jax.eval_shape(lambda key: updates.init(config.to_learner(), key), jax.random.key(0))
     wanted: dict[str, Any] = traverse_util.flatten_dict(like.params, sep="/")
     for name in sorted(wanted.keys() | arrays.keys()):
         mine = wanted[name].shape if name in wanted else "no such array"

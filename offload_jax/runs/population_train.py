@@ -17,17 +17,16 @@ from jaxtyping import Array, Float
 
 from offload_jax.env.environment import Environment
 from offload_jax.files.checks import ConfigError
-from offload_jax.learning import learner as learning
-from offload_jax.learning import nonfinite
+from offload_jax.learning import nonfinite, updates
 from offload_jax.learning.algorithm import Learner
 from offload_jax.learning.devices import Devices, local_copy
-from offload_jax.learning.learner import LearnerState, Metrics
+from offload_jax.learning.updates import LearnerState, Metrics
 from offload_jax.policy.network import Network
 from offload_jax.problem.instance import Instance
 from offload_jax.runs import run_folder, train
 from offload_jax.runs.checkpoint import Checkpoints
 from offload_jax.runs.config import TrainConfig, to_settings
-from offload_jax.runs.heldout import mean_gap, validation_instances
+from offload_jax.runs.heldout import heldout_instances, mean_gap
 from offload_jax.runs.loop import Member, describe_needs, loop, prepare, stop_requests
 from offload_jax.runs.population import (
     Members,
@@ -173,10 +172,10 @@ class PopulationLearning(PolicyLearning):
         self.numbers: Numbers = devices.deal(stacked)
 
     @cached_property
-    def _validation(self) -> Any:
+    def _heldout(self) -> Any:
         """Each on the instances that it would have alone."""
         of_seed = {config.seed: config for config in self.configs}
-        sets = {seed: validation_instances(config) for seed, config in of_seed.items()}
+        sets = {seed: heldout_instances(config) for seed, config in of_seed.items()}
         return self.devices.deal(_stacked([sets[config.seed] for config in self.configs]))
 
     def lower(self, state: LearnerState) -> jax.stages.Lowered:
@@ -187,7 +186,7 @@ class PopulationLearning(PolicyLearning):
 
     def evaluate(self, state: LearnerState) -> list[float]:
         learner = self.learner
-        gaps = _gaps(learner.network, learner.env, self.devices, state.params, *self._validation)
+        gaps = _gaps(learner.network, learner.env, self.devices, state.params, *self._heldout)
         return [float(gap) for gap in gaps]
 
     def split(self, state: LearnerState) -> list[LearnerState]:
@@ -210,7 +209,7 @@ def _update_all(
     """One update of every member; leaves (members, ...)."""
 
     def one(own: Numbers, state: LearnerState) -> tuple[LearnerState, Metrics]:
-        return learning.update(learner.with_numbers(own), state)
+        return updates.update(learner.with_numbers(own), state)
 
     return learner.devices.spread_members(jax.vmap(one))(traced, states)
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from offload_jax.files.checks import CheckpointError, RunError
-from offload_jax.learning.learner import LearnerState
+from offload_jax.learning.updates import LearnerState
 from offload_jax.runs import multihost
 from offload_jax.runs.checkpoint import Checkpoints
 from offload_jax.runs.config import RunConfig, TrainConfig

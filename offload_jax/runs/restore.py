@@ -19,13 +19,13 @@ import jax
 
 from offload_jax.files import disk
 from offload_jax.files.checks import CheckpointError
-from offload_jax.learning.learner import LearnerState
+from offload_jax.learning.updates import LearnerState
 
 UNFINISHED = ".orbax-checkpoint-tmp"  # in a folder's name: orbax removes such at the next opening
 
 
 @dataclass(frozen=True)
-class Saved:
+class Checkpoint:
     """A checkpoint on disk whose every file is as it was written."""
 
     step: int
@@ -38,7 +38,7 @@ class Saved:
         return self.about.get("gap")
 
 
-def examine(folder: Path) -> tuple[list[Saved], dict[Path, str]]:
+def examine(folder: Path) -> tuple[list[Checkpoint], dict[Path, str]]:
     """The good checkpoints below a folder by step, and of the others what is wrong with each."""
     good, bad = [], {}
     for path in sorted(_named_like_steps(folder), key=lambda path: int(path.name)):
@@ -49,11 +49,11 @@ def examine(folder: Path) -> tuple[list[Saved], dict[Path, str]]:
             if path.exists():  # else a running training has just removed it
                 bad[path] = str(error)
             continue
-        good.append(Saved(int(path.name), path, about))
+        good.append(Checkpoint(int(path.name), path, about))
     return good, bad
 
 
-def find(folder: Path, which: str, warn: Callable[[str], None]) -> Saved | None:
+def find(folder: Path, which: str, warn: Callable[[str], None]) -> Checkpoint | None:
     """The ``latest`` good checkpoint or the ``best``, None where none was saved yet.
 
     Reads only, so it is safe while a run writes there. `warn` is told which damaged ones were left
@@ -66,20 +66,20 @@ def find(folder: Path, which: str, warn: Callable[[str], None]) -> Saved | None:
     return best(good) if which == "best" else next(reversed(good), None)
 
 
-def best(good: list[Saved]) -> Saved | None:
+def best(good: list[Checkpoint]) -> Checkpoint | None:
     """The one with the smallest gap; the newest where none has one, None where none exists."""
     judged = [saved for saved in good if saved.gap is not None]
     # of equal ones the newest
     return min(reversed(judged or good[-1:]), key=lambda saved: saved.gap or 0.0, default=None)
 
 
-def aliases_of(saved: Saved, good: list[Saved]) -> list[str]:
+def aliases_of(saved: Checkpoint, good: list[Checkpoint]) -> list[str]:
     """The names of one among all: ``latest``, ``best``, and always ``step-N``."""
     named = {"latest": good[-1], "best": best(good)}
     return [*(name for name, one in named.items() if one == saved), f"step-{saved.step}"]
 
 
-def restore(saved: Saved, like: LearnerState) -> LearnerState:
+def restore(saved: Checkpoint, like: LearnerState) -> LearnerState:
     """The state of a checkpoint in the shapes, types and shardings of `like`.
 
     Raises CheckpointError where it belongs to another configuration, or is gone.
@@ -113,7 +113,7 @@ def arrays_of(state: LearnerState) -> dict[str, str]:
     }
 
 
-def _refuse_other_arrays(saved: Saved, like: LearnerState) -> None:
+def _refuse_other_arrays(saved: Checkpoint, like: LearnerState) -> None:
     theirs, mine = saved.about["arrays"], arrays_of(like)
     for name in theirs | mine:
         if theirs.get(name) != mine.get(name):
@@ -129,7 +129,7 @@ def _named_like_steps(folder: Path) -> list[Path]:
     return [path for path in folder.iterdir() if path.name.isascii() and path.name.isdigit()]
 
 
-def refuse_if_all(bad: dict[Path, str], good: list[Saved]) -> None:
+def refuse_if_all(bad: dict[Path, str], good: list[Checkpoint]) -> None:
     """Raises CheckpointError where checkpoints were saved, but all of them are damaged."""
     if bad and not good:
         [*_, (path, reason)] = bad.items()

@@ -12,13 +12,12 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 
-from offload_jax.learning import learner as learning
-from offload_jax.learning import nonfinite
+from offload_jax.learning import nonfinite, updates
 from offload_jax.learning.algorithm import Learner
 from offload_jax.learning.devices import Devices, local_copy
-from offload_jax.learning.learner import LearnerState, Metrics
+from offload_jax.learning.updates import LearnerState, Metrics
 from offload_jax.runs.config import TrainConfig
-from offload_jax.runs.heldout import validation
+from offload_jax.runs.heldout import heldout_gap
 
 
 @runtime_checkable
@@ -62,7 +61,7 @@ class PolicyLearning:
 
     @cached_property
     def _gap(self) -> Any:
-        return validation(self.config, self.devices)
+        return heldout_gap(self.config, self.devices)
 
     def lower(self, state: LearnerState) -> jax.stages.Lowered:
         return _update.lower(self.learner, state)
@@ -80,7 +79,7 @@ class PolicyLearning:
         return parts.get(0, state)
 
     def skip(self, part: LearnerState) -> LearnerState:
-        return learning.skip(part)
+        return updates.skip(part)
 
     def explain(self, number: int, part: LearnerState) -> str:
         return nonfinite.explain(self.config.to_learner(), local_copy(part))
@@ -88,4 +87,4 @@ class PolicyLearning:
 
 @partial(jax.jit, static_argnums=0, donate_argnums=1)
 def _update(learner: Learner, state: LearnerState) -> tuple[LearnerState, Metrics]:
-    return learning.update(learner, state)
+    return updates.update(learner, state)

@@ -13,15 +13,15 @@ from typing import Any
 import jax
 from jax.sharding import SingleDeviceSharding
 
-from offload_jax.evaluation.charts import learning_curve
-from offload_jax.evaluation.charts import save as save_figure
+from offload_jax.evaluation.figures import learning_curve
+from offload_jax.evaluation.figures import save as save_figure
 from offload_jax.evaluation.reference import reference_name
 from offload_jax.files.checks import CheckpointError, ConfigError
 from offload_jax.files.plugins import Plugins
-from offload_jax.learning import learner as learning
+from offload_jax.learning import updates
 from offload_jax.learning.devices import Devices
-from offload_jax.learning.learner import LearnerState
 from offload_jax.learning.trajectories import sample_instances
+from offload_jax.learning.updates import LearnerState
 from offload_jax.plans.outcome import check_all_local
 from offload_jax.policy.policy import Policy
 from offload_jax.runs import multihost, policy_folder, run_folder
@@ -35,7 +35,7 @@ from offload_jax.runs.tracking.metrics import read_rows
 from offload_jax.runs.tracking.registry import find_makers, tracked
 from offload_jax.runs.tracking.tracker import Noop, RunStart
 
-_TRAINING = 0  # the branch of the seed that training draws from (evaluations: heldout.VALIDATION)
+_TRAINING = 0  # the branch of the seed that training draws from (evaluations: heldout.HELDOUT)
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,7 @@ def check_rules(config: TrainConfig) -> None:
             raise ConfigError(str(error)) from None
 
 
-_init = jax.jit(learning.init, static_argnums=0)  # as one program: 6 s sooner than op by op
+_init = jax.jit(updates.init, static_argnums=0)  # as one program: 6 s sooner than op by op
 
 
 def _start_state(
@@ -236,7 +236,7 @@ def load_policy(
     if policy_folder.is_policy(source):
         return policy_folder.load(source, plugins)[0]
     folder, config = Path(source), run_folder.read_config(source, plugins)
-    like = jax.eval_shape(lambda key: learning.init(config.to_learner(), key), jax.random.key(0))
+    like = jax.eval_shape(lambda key: updates.init(config.to_learner(), key), jax.random.key(0))
     # Here, on one device, wherever and on how many it was trained.
     here = SingleDeviceSharding(jax.local_devices()[0])
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), like)

@@ -23,7 +23,7 @@ TOLERANCE = 1e-12
 FINER = 1e-13
 
 
-class Program(NamedTuple):
+class ConeProgram(NamedTuple):
     """Numbers of a batch of cone programs, the batch first; or changes or cotangents of them."""
 
     quadratic: np.ndarray  # nonzeros of P
@@ -57,7 +57,7 @@ class Structure:
         self._to_columns = _adder(matrix[1], shape[1])
         self._to_quadratic = _adder(quadratic[0], shape[1])
 
-    def residual(self, program: Program, point: Point) -> np.ndarray:
+    def residual(self, program: ConeProgram, point: Point) -> np.ndarray:
         """Largest violation of A x + s = b, P x + q + A'z = 0 and x'P x + q'x + b'z = 0, scaled.
 
         And of s >= 0 and z >= 0, which an active-set method may miss; in the other cones they are
@@ -101,11 +101,13 @@ class Backend(Protocol):
 
     structure: Structure
 
-    def solve(self, program: Program, rough: bool) -> Point:
+    def solve(self, program: ConeProgram, rough: bool) -> Point:
         """Solutions; `rough` ones are points on the way to a better program, and may be faster."""
         ...
 
-    def pull(self, program: Program, dx: np.ndarray, dz: np.ndarray) -> tuple[Point, Program]:
+    def pull(
+        self, program: ConeProgram, dx: np.ndarray, dz: np.ndarray
+    ) -> tuple[Point, ConeProgram]:
         """Solutions, and the cotangents of the numbers for cotangents of x and z."""
         ...
 
@@ -153,11 +155,13 @@ class Moreau:
         p, a = (c.P_row_offsets, c.P_col_indices), (c.A_row_offsets, c.A_col_indices)
         return moreau.CompiledSolver(columns, rows, *p, *a, c.cones, settings)
 
-    def solve(self, program: Program, rough: bool) -> Point:
+    def solve(self, program: ConeProgram, rough: bool) -> Point:
         method = "active_set" if rough and self._has_active_set else "ipm"
         return self._solved(method, False, program)[1]
 
-    def pull(self, program: Program, dx: np.ndarray, dz: np.ndarray) -> tuple[Point, Program]:
+    def pull(
+        self, program: ConeProgram, dx: np.ndarray, dz: np.ndarray
+    ) -> tuple[Point, ConeProgram]:
         if not self._has_active_set:
             return self._pulled("ipm", program, dx, dz)
         try:
@@ -167,23 +171,23 @@ class Moreau:
                 return self._pulled("ipm", program, dx, dz)
         half = len(dx) // 2
         parts = [
-            self.pull(Program(*(x[part] for x in program)), dx[part], dz[part])
+            self.pull(ConeProgram(*(x[part] for x in program)), dx[part], dz[part])
             for part in (slice(half), slice(half, None))
         ]
         points, changes = zip(*parts, strict=True)
-        return Point(*map(np.concatenate, zip(*points, strict=True))), Program(
+        return Point(*map(np.concatenate, zip(*points, strict=True))), ConeProgram(
             *map(np.concatenate, zip(*changes, strict=True))
         )
 
     def _pulled(
-        self, method: str, program: Program, dx: np.ndarray, dz: np.ndarray
-    ) -> tuple[Point, Program]:
+        self, method: str, program: ConeProgram, dx: np.ndarray, dz: np.ndarray
+    ) -> tuple[Point, ConeProgram]:
         solver, point = self._solved(method, True, program)
         found = solver.backward(dx, dz, np.zeros_like(dz))
         names = ("dP_values", "dq", "dA_values", "db")
-        return point, Program(*(np.asarray(found[name]) for name in names))
+        return point, ConeProgram(*(np.asarray(found[name]) for name in names))
 
-    def _solved(self, method: str, differentiable: bool, program: Program) -> tuple[Any, Point]:
+    def _solved(self, method: str, differentiable: bool, program: ConeProgram) -> tuple[Any, Point]:
         solver = self._compiled(method, differentiable, len(program.linear))
         solver.setup(program.quadratic, program.matrix)
         found = solver.solve(program.linear, program.bound)
@@ -214,14 +218,16 @@ class Diffcp:
         tolerances = ("tol_gap_abs", "tol_gap_rel", "tol_feas")
         self._options = {"solve_method": "Clarabel", **dict.fromkeys(tolerances, FINER)}
 
-    def solve(self, program: Program, rough: bool) -> Point:
+    def solve(self, program: ConeProgram, rough: bool) -> Point:
         import diffcp
 
         del rough  # at its default tolerance the sequence ends too far from the optimum
         found = diffcp.solve_only_batch(*self._split(program), **self._options)
         return Point(*map(np.array, found))
 
-    def pull(self, program: Program, dx: np.ndarray, dz: np.ndarray) -> tuple[Point, Program]:
+    def pull(
+        self, program: ConeProgram, dx: np.ndarray, dz: np.ndarray
+    ) -> tuple[Point, ConeProgram]:
         import diffcp
 
         options = {**self._options, "mode": "dense"}
@@ -229,11 +235,11 @@ class Diffcp:
         changes, db, dq = adjoint(list(dx), list(dz), list(np.zeros_like(dz)))
         rows, columns = self.structure.matrix
         da = np.array([np.asarray(change[rows, columns]).ravel() for change in changes])
-        return Point(*map(np.array, found)), Program(
+        return Point(*map(np.array, found)), ConeProgram(
             program.quadratic, np.array(dq), da, np.array(db)
         )
 
-    def _split(self, program: Program) -> tuple[list[Any], list[Any], list[Any], list[Any]]:
+    def _split(self, program: ConeProgram) -> tuple[list[Any], list[Any], list[Any], list[Any]]:
         """One sparse matrix per problem, as diffcp takes them."""
         shape, rows = self.structure.shape, self.structure.matrix[0]
         matrices = [  # copies: diffcp removes zeros in place, from the shared structure too

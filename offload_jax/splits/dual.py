@@ -35,7 +35,7 @@ def solve_dual(
 ) -> tuple[Float[Array, "rows *batch"], Float[Array, "servers *batch"]]:
     """Optimal split points (steps) and prices (s per GPU-second) of a valid problem.
 
-    Neither a certificate nor a derivative rule: see `problem.certify` and `implicit`.
+    Neither a certificate nor a derivative rule: see `problem.with_status` and `implicit`.
     """
     return _solve(problem)
 

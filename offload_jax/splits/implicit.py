@@ -20,7 +20,14 @@ from jaxtyping import Array, Float
 
 from offload_jax.problem.arrays import pick, total
 from offload_jax.splits.dual import solve_dual
-from offload_jax.splits.problem import Solution, SplitProblem, certify, is_valid, marginal, neutral
+from offload_jax.splits.problem import (
+    Solution,
+    SplitProblem,
+    is_valid,
+    marginal,
+    neutral,
+    with_status,
+)
 
 
 def solve_native(problem: SplitProblem) -> Solution:
@@ -29,7 +36,7 @@ def solve_native(problem: SplitProblem) -> Solution:
     An invalid problem gets status INVALID, NaN splits and zero derivatives, so that one broken row
     of a batch neither passes for an answer nor spoils the others' gradient.
     """
-    return certify(problem, *_solve(problem))
+    return with_status(problem, *_solve(problem))
 
 
 @jax.custom_jvp

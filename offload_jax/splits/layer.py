@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from offload_jax.splits.cones import BACKENDS, Backend, Program
+from offload_jax.splits.cones import BACKENDS, Backend, ConeProgram
 
 if TYPE_CHECKING:
     import cvxpy as cp
@@ -266,7 +266,7 @@ class _Host:
             pulled[chosen] = np.where(good[:, None], back, 0)
         return (_words(pulled.reshape(given.shape), dtype),)
 
-    def _program(self, flat: np.ndarray) -> Program:
+    def _program(self, flat: np.ndarray) -> ConeProgram:
         stack = np.concatenate([flat, np.ones((len(flat), 1))], axis=1, dtype=np.float64).T
         entries = len(self._solver.structure.matrix[0])
         constraint = np.ascontiguousarray((self._constraint @ stack).T)
@@ -277,9 +277,9 @@ class _Host:
             quadratic = np.ascontiguousarray((self._quadratic @ stack).T)
         linear = np.ascontiguousarray((self._linear @ stack).T[:, :-1])
         # cvxpy writes A x + b in the cone.
-        return Program(quadratic, linear, np.ascontiguousarray(-constraint[:, :entries]), bound)
+        return ConeProgram(quadratic, linear, np.ascontiguousarray(-constraint[:, :entries]), bound)
 
-    def _transpose(self, changes: Program) -> np.ndarray:
+    def _transpose(self, changes: ConeProgram) -> np.ndarray:
         constraint = np.concatenate(
             [-changes.matrix, changes.bound[:, self._solver.structure.bound_rows]], axis=1
         )

@@ -85,7 +85,7 @@ def server_use(
     return total(problem.server, use, problem.budget.shape[0])
 
 
-def value(problem: SplitProblem, split: Float[Array, "rows *batch"]) -> Scalar:
+def rows_objective(problem: SplitProblem, split: Float[Array, "rows *batch"]) -> Scalar:
     """The objective above, over granted rows, in seconds."""
     curve = problem.amplitude * jax.nn.sigmoid(problem.slope * (split - problem.centre))
     terms = problem.weight * (curve - problem.saving * split)
@@ -153,7 +153,7 @@ def tolerance(dtype: jnp.dtype) -> float:
     return 1e-8 if jnp.finfo(dtype).bits == 64 else 1e-4
 
 
-def certify(
+def with_status(
     problem: SplitProblem,
     split: Float[Array, "rows *batch"],
     price: Float[Array, "servers *batch"],

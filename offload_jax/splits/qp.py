@@ -45,10 +45,10 @@ class SplitProgram(NamedTuple):
         """Values of the rules' parameters around `at`, where a move changes split by `unit`."""
         found = []
         for part in self.affine:
-            base = jnp.asarray(language.value(part.const, facts), at.dtype)
+            base = jnp.asarray(language.arithmetic(part.const, facts), at.dtype)
             slope = jnp.zeros_like(at)
             if part.coefficient is not None:
-                slope = jnp.asarray(language.value(part.coefficient, facts), at.dtype)
+                slope = jnp.asarray(language.arithmetic(part.coefficient, facts), at.dtype)
             if not part.vector:
                 found.append(jnp.broadcast_to(base, at.shape[1:]))
                 continue
@@ -150,7 +150,7 @@ class _Writer:
             return part
         part = part._replace(vector=part.vector or vector, padded=padded)
         if not part.vector and language.is_number(part.const):
-            return cp.Constant(language.value(part.const, {}))
+            return cp.Constant(language.arithmetic(part.const, {}))
         self.affine.append(part)
         shape = (self.rows,) if part.vector else ()
         if part.coefficient is None:

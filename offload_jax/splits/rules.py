@@ -108,7 +108,7 @@ class Rules:
 
     def worth(self, facts: Facts, split: Array) -> Array:
         """The terms' sum in seconds, (*batch)."""
-        found = [value(parsed(text), {**facts, SPLIT: split}) for text in self.terms]
+        found = [arithmetic(parsed(text), {**facts, SPLIT: split}) for text in self.terms]
         return sum(found, jnp.zeros(split.shape[1:], split.dtype))
 
     def violations(self, facts: Facts, split: Array) -> list[Array]:
@@ -118,7 +118,7 @@ class Rules:
         """
         found = []
         for text in self.constraints:
-            left, right = (value(side, {**facts, SPLIT: split}) for side in sides(text))
+            left, right = (arithmetic(side, {**facts, SPLIT: split}) for side in sides(text))
             size = 1 + jnp.maximum(jnp.abs(left), jnp.abs(right))
             missed = jnp.broadcast_to(jnp.maximum(left - right, 0) / size, split.shape)
             found.append(jnp.where(facts[MASK], missed, 0))
@@ -229,7 +229,7 @@ class _Checker(ast.NodeTransformer):
             raise RuleError(self.text, wrong, f"must be among {', '.join(allowed)}")
 
 
-def value(node: ast.expr, names: Mapping[str, Any]) -> Any:
+def arithmetic(node: ast.expr, names: Mapping[str, Any]) -> Any:
     """A tree's value on JAX arrays."""
     match node:
         case ast.Constant(value=number):
@@ -237,13 +237,13 @@ def value(node: ast.expr, names: Mapping[str, Any]) -> Any:
         case ast.Name(id=name):
             return names[name]
         case ast.UnaryOp(operand=inner):
-            return -value(inner, names)
+            return -arithmetic(inner, names)
         case ast.BinOp(left=left, op=op, right=right):
-            return _BINARY[type(op)](value(left, names), value(right, names))
+            return _BINARY[type(op)](arithmetic(left, names), arithmetic(right, names))
         case ast.Call(func=ast.Name(id=name), args=[argument]) if name in REDUCTIONS:
-            return REDUCTIONS[name](value(argument, names), names[MASK])
+            return REDUCTIONS[name](arithmetic(argument, names), names[MASK])
         case ast.Call(func=ast.Name(id=name), args=arguments):
-            return ELEMENTWISE[name](*(value(part, names) for part in arguments))
+            return ELEMENTWISE[name](*(arithmetic(part, names) for part in arguments))
     raise AssertionError(ast.dump(node))  # the checker lets nothing else through
 
 

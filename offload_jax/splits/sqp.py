@@ -28,12 +28,12 @@ from offload_jax.splits.layer import Answer
 from offload_jax.splits.problem import (
     Solution,
     SplitProblem,
-    certify,
     drain,
     is_valid,
     marginal,
     neutral,
-    value,
+    rows_objective,
+    with_status,
 )
 from offload_jax.splits.qp import SplitProgram, split_program
 from offload_jax.splits.rules import NO_RULES, Facts, Rules
@@ -86,10 +86,10 @@ def solve_conic(
     # A row of no weight has no condition of its own: it is answered as if it weighed LIGHTEST.
     paid = marginal(problem, split) + pick(problem.server, price) * problem.rate
     judged = replace(problem, saving=jnp.where(problem.weight < LIGHTEST, paid, problem.saving))
-    return certify(judged, split, price, TOLERANCE)
+    return with_status(judged, split, price, TOLERANCE)
 
 
-class Program(NamedTuple):
+class LocalProgram(NamedTuple):
     """Numbers of the quadratic program around a point, in the order of its parameters.
 
     Moves are measured in steps that give every row the curvature 1: beside larger numbers, the
@@ -111,7 +111,7 @@ class Units(NamedTuple):
     worth: Float[Array, "*batch"]  # s
 
 
-def program_at(p: SplitProblem, at: Float[Array, "rows *batch"]) -> tuple[Program, Units]:
+def program_at(p: SplitProblem, at: Float[Array, "rows *batch"]) -> tuple[LocalProgram, Units]:
     """The program around `at`. Neither the point, nor curvatures, nor units have derivatives."""
     steepest = p.amplitude * p.slope
     largest = jnp.max(jnp.maximum(steepest / 4, jnp.abs(p.saving)) * p.granted, axis=0)
@@ -136,7 +136,7 @@ def program_at(p: SplitProblem, at: Float[Array, "rows *batch"]) -> tuple[Progra
     # A row lifted to LIGHTEST counts where it moves, not where it is: at the end it does not move.
     over = total(p.server, drain(p) * (p.steps - at), p.budget.shape[0])
     over -= jnp.where(limited, p.budget, 0)
-    program = Program(
+    program = LocalProgram(
         slope=jnp.where(p.granted, (steepness - p.saving) * weight * unit / worth, 0),
         lower=jnp.where(p.granted, (p.lower - at) / unit, -1),
         upper=jnp.where(p.granted, (p.steps - at) / unit, 1),
@@ -199,7 +199,7 @@ def _sequence(
     enough = 1e-5 if jnp.finfo(p.slope.dtype).bits == 64 else 1e-4
 
     def worth(split: Array) -> Array:
-        return value(p, split) + (rules.worth(facts, split) if rules else 0)
+        return rows_objective(p, split) + (rules.worth(facts, split) if rules else 0)
 
     def step(state: _Newton) -> _Newton:
         found = _solve_program(p, facts, state.at, program, state.open, rough=True)

@@ -12,10 +12,10 @@ import pytest
 from episodes import jit, world
 from scipy import stats
 
-from offload_jax.evaluation import charts, report, timeline
-from offload_jax.evaluation.charts import gap_figure, learning_curve
+from offload_jax.evaluation import figures, report, timeline
 from offload_jax.evaluation.compare import Known, compare, deciders, sample_cells
 from offload_jax.evaluation.comparison import ALL, HARD
+from offload_jax.evaluation.figures import gap_figure, learning_curve
 from offload_jax.methods import METHODS, solve
 from offload_jax.plans import plan
 from offload_jax.plans.candidates import gain_of
@@ -103,7 +103,7 @@ def test_known_optima_are_the_reference() -> None:
 def test_a_picture_of_deny_alone(tmp_path) -> None:
     methods = deciders(None, (), jax.random.key(0), ["deny"])
     comparison = compare({"edge": world("edge", 4)}, methods)
-    charts.save(gap_figure(comparison), tmp_path / "gaps.png")
+    figures.save(gap_figure(comparison), tmp_path / "gaps.png")
     assert (tmp_path / "gaps.png").exists()
 
 
@@ -130,7 +130,7 @@ def test_pictures(compared, tmp_path) -> None:
         "greedy": timeline.plan_figure(instance, solve(instance, "greedy")),
     }
     for name, figure in drawn.items():
-        charts.save(figure, tmp_path / f"{name}.png")
+        figures.save(figure, tmp_path / f"{name}.png")
         assert (tmp_path / f"{name}.png").read_bytes()[:4] == b"\x89PNG", name
 
 

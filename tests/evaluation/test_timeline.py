@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from offload_jax.evaluation import charts, timeline
+from offload_jax.evaluation import figures, timeline
 from offload_jax.evaluation.page import Section, Table, page
 from offload_jax.files.records import Plan
 from offload_jax.problem.instance import Instance, pad_users, toy, users_only
@@ -52,7 +52,7 @@ def crowd(count: int) -> Instance:
 
 def texts(figure: object, name: str = "plan") -> list[str]:
     """All text of a figure, read from its SVG, which must be valid."""
-    found = ElementTree.fromstring(charts.svg(figure, name)).iter()
+    found = ElementTree.fromstring(figures.svg(figure, name)).iter()
     return ["".join(e.itertext()) for e in found if e.tag.endswith("text")]
 
 
@@ -128,7 +128,7 @@ def test_tables_of_a_page() -> None:
 def test_a_page_is_whole_by_itself() -> None:
     instance, assignment, _ = toy()
     drawn = timeline.plan_figure(instance, plan_of(assignment.tolist(), [2, 2, 10]))
-    same = [Section("Plan", svg=charts.svg(drawn, name), caption='"<b>') for name in ("a", "b")]
+    same = [Section("Plan", svg=figures.svg(drawn, name), caption='"<b>') for name in ("a", "b")]
     text = page("<b>", "<b>", [*same, Section("§"), Section("Empty", table=Table(["a"], []))])
     ElementTree.fromstring(text[text.index("<body>") : text.index("</html>")])
     ids = re.findall(r'\bid="([^"]+)"', text)

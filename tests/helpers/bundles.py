@@ -14,7 +14,7 @@ from filelock import FileLock
 from offload_jax import deploy
 from offload_jax.export.artifacts import ExportConfig
 from offload_jax.export.bundle import write_bundle
-from offload_jax.learning import learner as learning
+from offload_jax.learning import updates
 from offload_jax.policy.policy import Policy
 from offload_jax.runs.config_file import from_settings
 
@@ -31,7 +31,7 @@ WANTED = ExportConfig(sizes=(6,), samples=3)
 
 
 def small_policy() -> Policy:
-    state = jax.jit(learning.init, static_argnums=0)(CONFIG.to_learner(), jax.random.key(0))
+    state = jax.jit(updates.init, static_argnums=0)(CONFIG.to_learner(), jax.random.key(0))
     return Policy(state.params, CONFIG.network, CONFIG.to_env())
 
 

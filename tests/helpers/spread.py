@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from offload_jax.files.checks import ConfigError
-from offload_jax.learning import learner as learning
+from offload_jax.learning import updates
 from offload_jax.learning.devices import local_copy
 from offload_jax.runs import loop, multihost
 from offload_jax.runs.config import TrainConfig
@@ -51,7 +51,7 @@ def refusal(config: TrainConfig) -> str:
     return ""
 
 
-def updates(config: TrainConfig, address: str, process: str) -> dict[str, Any]:
+def updated(config: TrainConfig, address: str, process: str) -> dict[str, Any]:
     """The metrics of a run's updates in one of two processes, and what they agree upon."""
     with multihost.started(multihost.DistributedConfig(address, 2, int(process))):
         devices = config.find_devices()
@@ -80,7 +80,7 @@ def updates(config: TrainConfig, address: str, process: str) -> dict[str, Any]:
 
 def faulty(config: TrainConfig, address: str, folder: str, process: str) -> dict[str, Any]:
     """A run in one of two processes, some of whose updates are not finite and skipped."""
-    collect = learning.collect
+    collect = updates.collect
 
     def sometimes_wrong(learner: Any, params: Any, sample_key: Any, roll_key: Any) -> Any:
         instances, collected = collect(learner, params, sample_key, roll_key)
@@ -91,7 +91,7 @@ def faulty(config: TrainConfig, address: str, folder: str, process: str) -> dict
         decisions = replace(decisions, reward=reward)
         return replace(instances, wait=wait), replace(collected, decisions=decisions)
 
-    learning.collect = sometimes_wrong
+    updates.collect = sometimes_wrong
     said: list[str] = []
     with multihost.started(multihost.DistributedConfig(address, 2, int(process))):
         rows = train(config, folder=folder, warn=said.append).rows
@@ -101,6 +101,6 @@ def faulty(config: TrainConfig, address: str, folder: str, process: str) -> dict
 
 if __name__ == "__main__":
     action, source, *others = sys.argv[1:]
-    known = {"trace": trace, "updates": updates, "faulty": faulty}
+    known = {"trace": trace, "updates": updated, "faulty": faulty}
     found = known[action](load_config(source), *others)
     print(json.dumps(found))

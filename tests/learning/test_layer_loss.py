@@ -16,9 +16,9 @@ from offload_jax.env.environment import Snapshot
 from offload_jax.env.observation import observe
 from offload_jax.env.step import reset
 from offload_jax.files.checks import ConfigError
-from offload_jax.learning import learner as learning
+from offload_jax.learning import updates
 from offload_jax.learning.algorithm import Learner
-from offload_jax.learning.algorithms.layer import OVERLOAD, Layer, expected_loss, soft_assignment
+from offload_jax.learning.algorithms.layer import OVERLOAD, Layer, soft_assignment, soft_loss
 from offload_jax.learning.algorithms.ppo import PPO
 from offload_jax.learning.config import LearnerConfig
 from offload_jax.learning.loss import loss
@@ -81,7 +81,7 @@ def test_a_certain_policy_is_worth_its_plan() -> None:
     plan = np.where(instances.mask, plan, 0)
     taken = plan[:, :, None, None] == np.arange(CHOICES)
     unit = jnp.linspace(1.0, 3.0, COUNT)
-    found = expected_loss(instances, seen, jnp.where(taken, 60.0, 0.0), unit, NATIVE)[:, 0]
+    found = soft_loss(instances, seen, jnp.where(taken, 60.0, 0.0), unit, NATIVE)[:, 0]
     load = np.stack([(np.where(plan == k, instances.demand, 0)).sum(axis=0) for k in range(1, 5)])
     over = np.maximum(load - np.asarray(instances.capacity), 0).sum(axis=0)
     demand = np.where(instances.mask, instances.demand, 0).sum(axis=0)
@@ -90,14 +90,14 @@ def test_a_certain_policy_is_worth_its_plan() -> None:
     assert over.max() > 0
 
 
-@pytest.mark.parametrize("solver", map(solver_named, SOLVERS), ids=SOLVERS)
+@pytest.mark.parametrize("solver", list(map(solver_named, SOLVERS)), ids=list(SOLVERS))
 def test_the_gradient_in_the_logits_is_that_of_differences(x64, solver) -> None:
     instances, seen, logits = decisions(ENVS["sorted"])
     unit = jnp.full(COUNT, 3.0)
 
     @jax.jit
     def total(logits):
-        return jnp.sum(expected_loss(instances, seen, logits, unit, solver))
+        return jnp.sum(soft_loss(instances, seen, logits, unit, solver))
 
     slope = jax.jit(jax.grad(total))(logits)
     legal = np.asarray(seen.mask)
@@ -112,7 +112,7 @@ def test_stopping_is_not_taught() -> None:
     """In adaptive order it ends the plan for all: pairs get a gradient, its logit none."""
     instances, seen, logits = decisions(ENVS["adaptive"])
     unit = jnp.ones(COUNT)
-    slope = jax.grad(lambda x: jnp.sum(expected_loss(instances, seen, x, unit, NATIVE)))(logits)
+    slope = jax.grad(lambda x: jnp.sum(soft_loss(instances, seen, x, unit, NATIVE)))(logits)
     assert np.all(np.asarray(slope)[..., -1] == 0)
     assert np.abs(np.asarray(slope)[..., :-1]).max() > 1e-3
 
@@ -125,13 +125,13 @@ def test_in_training_it_is_of_the_empty_plan() -> None:
         Snapshot(order="adaptive", candidates=2),
     )
     learner = Learner(WORLDS["edge"], env, network, algorithm, config)
-    params = learning.init(learner, jax.random.key(0)).params
+    params = updates.init(learner, jax.random.key(0)).params
     policy, (instances, seen, _) = learner.policy(params), decisions(replace(env, candidates=0))
     collected = algorithm.collect(learner, policy, instances, jax.random.key(1))
     _, parts = loss(learner, params, instances, collected, jnp.zeros(()))
     logits, _ = policy.decode_steps(policy.encode(instances), seen)
     unit = best_gain(learner, instances, collected.gain)
-    wanted = jnp.mean(expected_loss(instances, seen, logits, unit, env.solver))
+    wanted = jnp.mean(soft_loss(instances, seen, logits, unit, env.solver))
     assert float(parts["layer"]) == pytest.approx(float(wanted), rel=1e-4)
 
 
@@ -147,8 +147,8 @@ def test_it_is_part_of_an_update(env) -> None:
     ):
         config = LearnerConfig(instances=4, samples=3, updates=1, entropy=entropy)
         learner = Learner(WORLDS["edge"], env, network, algorithm, config)
-        run = jax.jit(partial(learning.update, learner))
-        state, metrics = run(learning.init(learner, jax.random.key(0)))
+        run = jax.jit(partial(updates.update, learner))
+        state, metrics = run(updates.init(learner, jax.random.key(0)))
         assert bool(metrics["sound"])
         assert (metrics.get("layer", 0) != 0) == isinstance(algorithm, Layer)
         ends.append(jax.flatten_util.ravel_pytree(state.params)[0])

@@ -24,8 +24,8 @@ from offload_jax.learning.algorithms.ppo import PPO, PPOCritic, forced_values
 from offload_jax.learning.algorithms.preference import Preference
 from offload_jax.learning.algorithms.self_labelling import SelfLabelling
 from offload_jax.learning.config import LearnerConfig
-from offload_jax.learning.learner import collect, init, update
 from offload_jax.learning.loss import loss
+from offload_jax.learning.updates import collect, init, update
 from offload_jax.policy.rollout import begin as start_of
 from offload_jax.policy.rollout import record
 from offload_jax.policy.sampling import greedy_action, sample_action

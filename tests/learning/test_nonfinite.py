@@ -12,13 +12,12 @@ import numpy as np
 import pytest
 
 from offload_jax.files.checks import RunError
-from offload_jax.learning import learner as learning
-from offload_jax.learning import likelihood, nonfinite
+from offload_jax.learning import likelihood, nonfinite, updates
 from offload_jax.learning.algorithms import self_labelling
 from offload_jax.learning.algorithms.self_labelling import SelfLabelling
 from offload_jax.learning.config import LearnerConfig
 from offload_jax.learning.devices import ONE_DEVICE
-from offload_jax.learning.learner import LearnerState
+from offload_jax.learning.updates import LearnerState
 from offload_jax.policy.transformer import Transformer
 from offload_jax.problem.scenario import PaperScenario
 from offload_jax.runs.checkpoint import Checkpoints
@@ -70,7 +69,7 @@ def test_a_wrong_gradient_of_imitation_is_named(monkeypatch) -> None:
 @pytest.fixture(scope="module")
 def faulty() -> Iterator[TrainConfig]:
     """In some updates the waiting time of user 2 of instance 1 is no number."""
-    collect = learning.collect
+    collect = updates.collect
 
     def sometimes_wrong(learner, params, sample_key, roll_key):
         instances, collected = collect(learner, params, sample_key, roll_key)
@@ -82,7 +81,7 @@ def faulty() -> Iterator[TrainConfig]:
         return replace(instances, wait=wait), replace(collected, decisions=decisions)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(learning, "collect", sometimes_wrong)
+        patch.setattr(updates, "collect", sometimes_wrong)
         yield replace(CONFIG, learner=replace(CONFIG.learner, entropy=0.02))  # traced anew
 
 
@@ -172,7 +171,7 @@ def test_an_observation_is_placed_by_its_axes() -> None:
 
 def test_skipping_draws_other_instances() -> None:
     state = initial_state(CONFIG)
-    past = learning.skip(state)
+    past = updates.skip(state)
     assert int(past.step) == 1
     assert not np.array_equal(*(jax.random.key_data(s.key) for s in (state, past)))
     assert same(replace(past, key=state.key, step=state.step), state)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from problems import EVALUATE
 
-from offload_jax.learning.soft_value import _expected_gain, soft_evaluate
+from offload_jax.learning.soft_value import _soft_gain, soft_evaluate
 from offload_jax.learning.trajectories import sample_instances
 from offload_jax.plans.outcome import objective_denied
 from offload_jax.plans.reduced_gains import move_gains
@@ -52,8 +52,10 @@ def test_corners_are_plans(x64, solver) -> None:
     outcome, plain = soft(instances, corner(plan), solver=solver), EVALUATE(instances, plan)
     assert np.all(outcome.status == Status.SOLVED)
     scale = np.sum(instances.mask * (instances.alpha + instances.steps * instances.local_step), 0)
-    assert np.max(np.abs(outcome.value - plain.objective) / scale) <= 1e-6
-    np.testing.assert_allclose(outcome.gain, outcome.value - objective_denied(instances, NATIVE))
+    assert np.max(np.abs(outcome.objective - plain.objective) / scale) <= 1e-6
+    np.testing.assert_allclose(
+        outcome.gain, outcome.objective - objective_denied(instances, NATIVE)
+    )
     chosen = one_hot(plan - 1, 3) & instances.mask
     mine = np.sum(np.where(np.moveaxis(np.asarray(chosen), 0, 1), outcome.split, 0), axis=1)
     granted = np.asarray(chosen.any(axis=0))
@@ -76,7 +78,7 @@ def test_float32_corners_are_plans() -> None:
 def test_gradient_is_that_of_differences(x64, solver) -> None:
     """In the probabilities (constrained to sums of 1) and in fields that move bounds and prices."""
     instances, p, _ = world()
-    value = jax.jit(lambda i, p: soft_evaluate(i, p, solver).value)
+    value = jax.jit(lambda i, p: soft_evaluate(i, p, solver).objective)
     grad = jax.jit(jax.grad(lambda i, p: jnp.sum(value(i, p)), argnums=(0, 1), allow_int=True))
     by_field, by_chance = grad(instances, p)
     draw = np.random.default_rng(1)
@@ -108,7 +110,7 @@ def test_fixed_splits_have_the_expected_value(x64) -> None:
     few = replace(SCENARIO, num_users=(4,))
     instance, p = few.sample(jax.random.key(8)), p[:4, :, 0]
     split = jnp.asarray(np.random.default_rng(2).uniform(30, 50, (4, 3)))
-    claimed = float(_expected_gain(instance, p[:, 1:], split))
+    claimed = float(_soft_gain(instance, p[:, 1:], split))
 
     def gain(plan: jax.Array) -> jax.Array:
         placed = equations.place(instance, plan)
@@ -132,7 +134,7 @@ def test_gradient_at_a_corner_is_the_reduced_gain(x64) -> None:
     instances, _, plan = world()
     plain = EVALUATE(instances, plan)
     reduced = move_gains(instances, equations.place(instances, plan), plain.split, plain.price)
-    slope = jax.grad(lambda p: jnp.sum(soft_evaluate(instances, p).value))(corner(plan))
+    slope = jax.grad(lambda p: jnp.sum(soft_evaluate(instances, p).objective))(corner(plan))
     denied = np.asarray((plan == 0) & instances.mask)[:, None]
     found = np.where(denied, slope[:, 1:] - slope[:, :1], 0)
     np.testing.assert_allclose(found, np.where(denied, reduced, 0), atol=1e-9)
@@ -142,7 +144,7 @@ def test_gradient_at_a_corner_is_the_reduced_gain(x64) -> None:
 def test_padded_users_and_misuse(x64) -> None:
     instances, p, _ = world()
     spoiled = jnp.where(instances.mask[:, None], p, jnp.array([0.1, 0.9, 0, 0])[:, None])
-    for name in ("value", "load", "price"):
+    for name in ("objective", "load", "price"):
         same = getattr(soft(instances, spoiled), name), getattr(soft(instances, p), name)
         np.testing.assert_allclose(*same, rtol=1e-12, atol=1e-12)
     with pytest.raises(ValueError, match="probabilities has shape"):
@@ -157,5 +159,5 @@ def test_vmap_agrees(x64) -> None:
     for solver in SOLVERS[:2]:
         mapped = jax.jit(jax.vmap(partial(soft_evaluate, solver=solver), in_axes=-1))
         np.testing.assert_allclose(
-            mapped(instances, p).value, soft(instances, p, solver=solver).value, rtol=1e-9
+            mapped(instances, p).objective, soft(instances, p, solver=solver).objective, rtol=1e-9
         )

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from episodes import world
 
-from offload_jax.learning import learner as learning
+from offload_jax.learning import updates
 from offload_jax.methods.refine import _best_different, refine
 from offload_jax.plans.candidates import feasible_gain
 from offload_jax.policy.decoding import best_of
@@ -25,7 +25,7 @@ CONFIG = from_settings(
 
 @pytest.fixture(scope="module")
 def policy() -> Policy:
-    state = learning.init(CONFIG.to_learner(), jax.random.key(0))
+    state = updates.init(CONFIG.to_learner(), jax.random.key(0))
     return Policy(state.params, CONFIG.network, CONFIG.to_env(), temperature=2.0)
 
 

@@ -132,7 +132,7 @@ def test_move_gains_are_derivatives_of_the_soft_value(x64) -> None:
     def all_of_them(plan, certain):
         now = solve_assignment(instances, plan, NATIVE)
         facts = instances, now.placed, now.splits.split, now.splits.price
-        slope = jax.grad(lambda p: jnp.sum(soft_evaluate(instances, p).value))(certain)
+        slope = jax.grad(lambda p: jnp.sum(soft_evaluate(instances, p).objective))(certain)
         return move_gains(*facts), slope
 
     found, slope = (np.asarray(x) for x in all_of_them(plan, certain))
@@ -148,7 +148,7 @@ def test_more_time_is_used_and_never_hurts() -> None:
     assert long.objective >= short.objective - 1e-4
     assert 0.3 <= long.seconds < 5
     assert long.bound is None
-    certified = solve(instance, "local-search", certify=True)
+    certified = solve(instance, "local-search", bound=True)
     assert certified.objective <= certified.bound
     assert certified.bound <= certified.objective + 0.2 * abs(certified.objective)
 

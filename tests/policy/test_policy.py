@@ -9,7 +9,7 @@ import pytest
 from episodes import WORLDS, jit, one, sample, world
 
 from offload_jax.env.environment import Snapshot
-from offload_jax.learning import learner as learning
+from offload_jax.learning import updates
 from offload_jax.learning.algorithm import Learner
 from offload_jax.learning.algorithms.ppo import PPO
 from offload_jax.learning.config import LearnerConfig
@@ -27,7 +27,7 @@ def policy() -> Policy:
     network = Transformer(width=16, layers=1, heads=2, residual=False)  # far from a good one
     learner = Learner(WORLDS["edge"], Snapshot(), network, PPO(), LearnerConfig())
     return Policy(
-        jit(learning.init, static_argnums=0)(learner, jax.random.key(1)).params,
+        jit(updates.init, static_argnums=0)(learner, jax.random.key(1)).params,
         network,
         learner.env,
     )

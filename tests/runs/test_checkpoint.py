@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from offload_jax.files.checks import CheckpointError
-from offload_jax.learning.learner import LearnerState
+from offload_jax.learning.updates import LearnerState
 from offload_jax.runs import checkpoint
 from offload_jax.runs.checkpoint import Checkpoints
 from offload_jax.runs.restore import find, restore

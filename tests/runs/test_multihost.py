@@ -25,7 +25,7 @@ from paths import ROOT
 from small_runs import tiny
 
 from offload_jax.files.checks import ConfigError
-from offload_jax.learning import learner as learning
+from offload_jax.learning import updates
 from offload_jax.learning.devices import ONE_DEVICE
 from offload_jax.policy.policy import Policy
 from offload_jax.runs import loop, multihost, policy_folder
@@ -191,10 +191,10 @@ def test_whole_runs_on_eight_devices(tmp_path) -> None:
 
 @pytest.mark.fast
 def test_minibatches_take_one_of_every_row() -> None:
-    order = np.asarray(learning.shuffle(jax.random.key(0), 24, 4))
+    order = np.asarray(updates.shuffle(jax.random.key(0), 24, 4))
     assert sorted(order.ravel()) == list(range(24))
     assert all(sorted(part // 4) == list(range(6)) for part in order)
-    other = np.asarray(learning.shuffle(jax.random.key(1), 24, 4))
+    other = np.asarray(updates.shuffle(jax.random.key(1), 24, 4))
     assert not np.array_equal(order, other)
 
 

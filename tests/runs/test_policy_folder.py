@@ -13,7 +13,7 @@ from episodes import world
 import offload_jax as oj
 from offload_jax.evaluation import testsets
 from offload_jax.files.checks import ConfigError, PolicyError
-from offload_jax.learning import learner as learning
+from offload_jax.learning import updates
 from offload_jax.policy.decoding import greedy_plan
 from offload_jax.policy.policy import Policy
 from offload_jax.problem import equations
@@ -27,7 +27,7 @@ CONFIG = from_settings({"scenario": {"kind": "edge"}, "network": {"width": 8, "h
 
 @pytest.fixture(scope="module")
 def policy() -> Policy:
-    state = learning.init(CONFIG.to_learner(), jax.random.key(0))
+    state = updates.init(CONFIG.to_learner(), jax.random.key(0))
     return Policy(state.params, CONFIG.network, CONFIG.to_env(), temperature=2.0)
 
 

@@ -228,7 +228,7 @@ def test_a_failed_save_stops_the_run_or_not(half, monkeypatch) -> None:
 
 
 def test_rows_are_the_same_however_often_it_is_saved(tmp_path) -> None:
-    """Saved between two rows: the metrics since the last row are part of the checkpoint."""
+    """Checkpoint between two rows: the metrics since the last row are part of the checkpoint."""
     config = changed(tiny(6), log_every=4, eval_every=6, save_s=1e-6)
     whole = train(config, folder=tmp_path / "whole")
     assert [row["step"] for row in whole.rows] == [4, 6]

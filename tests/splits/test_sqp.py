@@ -152,7 +152,9 @@ def test_choosing_a_solver() -> None:
     with pytest.raises(ValueError, match="'native', which takes no constraints or terms"):
         ruled.validate()
     with pytest.raises(ValueError, match="must have none without an instance"):
-        solve_splits(one(as_problem(zoo(0, 2, 3, 1)), 0), replace(ruled, solver=SOLVERS[0]))
+        solve_splits(
+            one(as_problem(zoo(0, 2, 3, 1)), 0), replace(ruled, solver=SOLVERS[0]).to_solver()
+        )
 
 
 @pytest.mark.fast

@@ -52,7 +52,7 @@ class Layer(PPO):
 
 
 def layer_loss(learner: Learner, replay: Replay, collected: Collected) -> Scalar:
-    """`expected_loss`, the mean over all devices' samples.
+    """`soft_loss`, the mean over all devices' samples.
 
     Of the recorded decisions, where users are decided in turn. In adaptive order it is of the empty
     plan: what is recorded depends on a sample's decisions before, and has the candidates only.
@@ -65,7 +65,7 @@ def layer_loss(learner: Learner, replay: Replay, collected: Collected) -> Scalar
         observation = jax.tree.map(lambda x: x[None], seen)  # the one step that is looked at
         logits, _ = replay.policy.decode_steps(replay.encoding, observation)
     unit = best_gain(learner, instances, collected.gain)
-    each = expected_loss(instances, observation, logits, unit, learner.env.solver)
+    each = soft_loss(instances, observation, logits, unit, learner.env.solver)
     return mean_of_all(learner, each)
 
 
@@ -93,7 +93,7 @@ def soft_assignment(
     return jnp.moveaxis(jax.nn.softmax(rows, axis=-1), (0, 1), (2, 3))
 
 
-def expected_loss(
+def soft_loss(
     instances: Instance,
     observation: Observation,
     logits: Float[Array, "steps instances samples actions"],

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from offload_jax.evaluation.charts import COLOURS, INK, new_figure
+from offload_jax.evaluation.figures import COLOURS, INK, new_figure
 from offload_jax.runs.sweep.space import Number, Scalar, Space
 from offload_jax.runs.sweep.spec import SweepConfig
 

@@ -12,7 +12,7 @@ import yaml
 
 from offload_jax.files.checks import ConfigError
 from offload_jax.files.plugins import nearest
-from offload_jax.learning.learner import METRICS as METRICS_OF_UPDATE
+from offload_jax.learning.updates import METRICS as METRICS_OF_UPDATE
 from offload_jax.runs.config import preset_folder, to_settings
 from offload_jax.runs.config_file import UniqueKeyLoader, load_config
 from offload_jax.runs.moved import moved_name

@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from offload_jax.evaluation.charts import save
+from offload_jax.evaluation.figures import save
 from offload_jax.files.disk import replace_file
 from offload_jax.runs.config_file import to_yaml
 from offload_jax.runs.sweep.picture import parallel_coordinates, ranked

@@ -17,21 +17,21 @@ from typing import IO
 from offload_jax.files.checks import ConfigError
 from offload_jax.runs.sweep.spec import SweepConfig
 from offload_jax.runs.sweep.trials import Record, Trials
-from offload_jax.runs.sweep.workers import Job, Share, end, shares
+from offload_jax.runs.sweep.workers import Share, TrialProcess, end, shares
 
 POLL_S = 0.5  # also what a shared database is asked
 
 
 @dataclass(frozen=True)
-class Status:
+class SweepStatus:
     """A sweep at one moment."""
 
     limit: int  # trials in all
     records: Sequence[Record]
-    jobs: Sequence[Job]  # those of this process
+    jobs: Sequence[TrialProcess]  # those of this process
 
 
-Show = Callable[[Status], None]
+ShowStatus = Callable[[SweepStatus], None]
 
 
 def run(
@@ -41,13 +41,13 @@ def run(
     limit: int,
     workers: int,
     stop: threading.Event,
-    show: Show,
+    show: ShowStatus,
 ) -> bool:
     """Works on trials until all `limit` are done, by whichever process; False where stopped before.
 
     Raises RunError where the storage does not answer. However it ends, no training goes on.
     """
-    jobs: list[Job] = []
+    jobs: list[TrialProcess] = []
     at_once = True  # at a second Ctrl-C
     free = shares(workers)
     try:
@@ -58,7 +58,7 @@ def run(
                     jobs.remove(job)
                     free.append(job.share)
             _fill(jobs, free, sweep, trials, folder, limit)
-            status = Status(limit, trials.records(), tuple(jobs))
+            status = SweepStatus(limit, trials.records(), tuple(jobs))
             show(status)
             if not jobs and sum(record.done for record in status.records) >= limit:
                 return True
@@ -73,7 +73,7 @@ def run(
 
 
 def _fill(
-    jobs: list[Job],
+    jobs: list[TrialProcess],
     free: list[Share],
     sweep: SweepConfig,
     trials: Trials,
@@ -82,10 +82,10 @@ def _fill(
 ) -> None:
     """Gives every free share of the machine a trial, while there are any."""
     while free and (trial := trials.take([job.trial.number for job in jobs], limit)):
-        jobs.append(Job(trial, folder, sweep, free.pop(0)))
+        jobs.append(TrialProcess(trial, folder, sweep, free.pop(0)))
 
 
-def _ended(job: Job, trials: Trials) -> bool:
+def _ended(job: TrialProcess, trials: Trials) -> bool:
     """Takes one look at a trial: starts it, reports what is new, settles it where it is over."""
     if not trials.beat(job.trial):  # another process took it for dead, and over
         job.kill()
@@ -105,7 +105,7 @@ def _ended(job: Job, trials: Trials) -> bool:
     return code is not None and _settled(job, trials, code, values)
 
 
-def _settled(job: Job, trials: Trials, code: int, values: list[float]) -> bool:
+def _settled(job: TrialProcess, trials: Trials, code: int, values: list[float]) -> bool:
     """Puts the end of a training on record; False where it is started again."""
     if code == 0 and values:
         trials.finish(job.trial, trials.sweep.best(values))

@@ -60,7 +60,7 @@ def _all_cores() -> range:
     return range(os.cpu_count() or 1)
 
 
-class Job:
+class TrialProcess:
     """The work on one trial: its training process, over as many starts as it takes."""
 
     def __init__(self, trial: Trial, folder: Path, sweep: SweepConfig, share: Share) -> None:
@@ -184,7 +184,7 @@ class Job:
         return said[-1]
 
 
-def end(jobs: Sequence[Job], at_once: bool) -> None:
+def end(jobs: Sequence[TrialProcess], at_once: bool) -> None:
     """Ends all trainings: after they have saved, or at once."""
     try:
         for job in jobs:

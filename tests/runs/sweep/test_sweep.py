@@ -23,7 +23,7 @@ from wandb.wandb_agent import Agent
 
 from offload_jax import cli
 from offload_jax.commands.settings import configured
-from offload_jax.evaluation import charts
+from offload_jax.evaluation import figures
 from offload_jax.files.checks import ConfigError
 from offload_jax.runs import run_folder
 from offload_jax.runs.config_file import load_config
@@ -515,7 +515,7 @@ def test_stopped_and_gone_on_with(program, tmp_path) -> None:
     sweep = sweep_of(tmp_path, program=program, method="grid", parameters=parameters)
     processes = []
 
-    def stop_after_rows(stop: threading.Event, status: runner.Status) -> None:
+    def stop_after_rows(stop: threading.Event, status: runner.SweepStatus) -> None:
         if all(len(job.values()) >= 2 for job in status.jobs) and len(status.jobs) == 2:
             processes.extend(job._process for job in status.jobs)
             stop.set()
@@ -537,12 +537,12 @@ def test_a_training_whose_sweep_was_killed_is_let_finish(program, tmp_path) -> N
     out = tmp_path / "out"
     with runner.named(out) as owner, Trials(sweep, out / "journal.log", owner) as kept:
         trial = kept.take([], 1)
-        orphaned = workers.Job(trial, out, sweep, workers.shares(1)[0])
+        orphaned = workers.TrialProcess(trial, out, sweep, workers.shares(1)[0])
         assert orphaned.start()
         orphaned._lock.close()  # as the end of its process does
     waited = []
 
-    def look(_: threading.Event, status: runner.Status) -> None:
+    def look(_: threading.Event, status: runner.SweepStatus) -> None:
         waited.extend(job.started for job in status.jobs if orphaned.poll() is None)
 
     [record] = run(sweep, out, 1, look)
@@ -646,7 +646,7 @@ def test_pictures_of_any_sweep(values, mixed, tmp_path) -> None:
     names = report.write(mixed, records, tmp_path)
     assert ("sweep.png" in names) == (values != [None])
     if "sweep.png" in names:
-        said = charts.svg(picture.parallel_coordinates(mixed, records), "sweep")
+        said = figures.svg(picture.parallel_coordinates(mixed, records), "sweep")
         for text in ("learner.lr", "learner.samples", "env.order", "gap, %", "best: trial"):
             assert text in said
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK = "#010203"
-# Contrast of at least 3 to 1 on white and on #111111 (tests/evaluation/test_charts.py).
+# Contrast of at least 3 to 1 on white and on #111111 (tests/evaluation/test_figures.py).
 COLOURS = (
     "#0072B2", "#D55E00", "#009E73", "#C2599B", "#8A6FDF", "#A5760A",
     "#3A8FB7", "#E0457B", "#5A8F29", "#7F7F7F", "#B0603A", "#2F9A9A",
@@ -30,7 +30,7 @@ COLOURS = (
 MARKERS = "osD^vP*X<>hp"  # filled for the first dozen of methods, hollow for the next
 LEAST = 1e-5  # gaps below are drawn here: nothing at all cannot be drawn on a logarithmic axis
 
-Trace = tuple[np.ndarray, np.ndarray]  # seconds for each instance, mean gap
+GapCurve = tuple[np.ndarray, np.ndarray]  # seconds for each instance, mean gap
 
 
 def styles(methods: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -87,10 +87,10 @@ def _groups(values: np.ndarray, parts: int) -> np.ndarray:
     return np.minimum(np.searchsorted(edges, values, side="right"), len(edges) - 1) - 1
 
 
-def anytime(traces: Mapping[str, Trace], methods: Sequence[str] = ()) -> Figure:
+def anytime(traces: Mapping[str, GapCurve], methods: Sequence[str] = ()) -> Figure:
     """Mean gap against the time spent on each instance; a point where a method just ends.
 
-    `methods` are all of a comparison: colours are as in its other charts.
+    `methods` are all of a comparison: colours are as in its other figures.
     """
     figure, axes = new_figure(1, 1, (7.6, 4.2))
     look = styles(methods or list(traces))
