@@ -24,7 +24,7 @@ import tyro
 from benchmarks import common, parts
 from benchmarks.common import ROOT
 from offload_jax.evaluation.compare import Decide, compare, deciders
-from offload_jax.evaluation.comparison import Row
+from offload_jax.evaluation.comparison import MethodRow
 from offload_jax.evaluation.figures import COLOURS, new_figure, save, styles
 from offload_jax.files.checks import CheckpointError, ConfigError, PolicyError
 from offload_jax.learning.trajectories import sample_instances
@@ -123,14 +123,14 @@ def _main(parsed: Arguments) -> int:
     return status
 
 
-def _part(name: str, methods: Mapping[str, Decide]) -> Callable[[], Iterator[common.Row]]:
+def _part(name: str, methods: Mapping[str, Decide]) -> Callable[[], Iterator[common.MethodRow]]:
     """The axis as a part of the benchmark; its text stands above its table."""
     told = [
         f"{config} {low:g}" + (f" to {high:g}" if high > low else "")
         for config, (low, high) in ranges_of(name).items()
     ]
 
-    def part() -> Iterator[common.Row]:
+    def part() -> Iterator[common.MethodRow]:
         return measured(name, methods)
 
     about = f"{AXES[name].label}; {INSTANCES} instances a row"
@@ -138,7 +138,7 @@ def _part(name: str, methods: Mapping[str, Decide]) -> Callable[[], Iterator[com
     return part
 
 
-def measured(name: str, methods: Mapping[str, Decide]) -> Iterator[common.Row]:
+def measured(name: str, methods: Mapping[str, Decide]) -> Iterator[common.MethodRow]:
     """Mean gaps of policies and rules at every value of an axis."""
     for value in AXES[name].values:
         instances = sample_instances(AXES[name].scenario(value), jax.random.key(1), INSTANCES)
@@ -147,7 +147,7 @@ def measured(name: str, methods: Mapping[str, Decide]) -> Iterator[common.Row]:
         jax.clear_caches()  # the programs of every shape together need too many memory maps
 
 
-def by_method(rows: Sequence[Row]) -> dict[str, float | list[float]]:
+def by_method(rows: Sequence[MethodRow]) -> dict[str, float | list[float]]:
     """Mean gaps, but not of the searches; of a policy with several seeds all of theirs."""
     found: dict[str, list[float]] = {}
     for row in rows:
