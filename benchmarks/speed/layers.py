@@ -27,7 +27,7 @@ from offload_jax.problem.scenario import EdgeScenario
 from offload_jax.splits import SplitProblem, solve_splits
 from offload_jax.splits.layer import Answer, ConeLayer
 from offload_jax.splits.qp import split_program
-from offload_jax.splits.sqp import Program, program_at
+from offload_jax.splits.sqp import LocalProgram, program_at
 
 LAYERS = ("native", "moreau", "diffcp", "qpax")
 KINDS = {"single QP": LAYERS, "whole solve": LAYERS[:3]}  # qpax solves quadratic programs only
@@ -118,22 +118,24 @@ def ratios(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 @jax.jit
-def program_of(problem: SplitProblem, worth: jax.Array) -> tuple[Program, jax.Array]:
+def program_of(problem: SplitProblem, worth: jax.Array) -> tuple[LocalProgram, jax.Array]:
     """The quadratic programs at the optima of split problems, and `worth`; both batch first."""
     numbers, _ = program_at(problem, solve_splits(problem).split)
     return tree.map(lambda x: jnp.moveaxis(x, -1, 0), (numbers, worth))
 
 
-def answer(layer: ConeLayer, program: Program, worth: jax.Array) -> Answer:
+def answer(layer: ConeLayer, program: LocalProgram, worth: jax.Array) -> Answer:
     """The layer's answer to quadratic programs (batch first)."""
     del worth
     return layer(*program)
 
 
-def answer_backward(layer: ConeLayer, program: Program, worth: jax.Array) -> tuple[Answer, Program]:
+def answer_backward(
+    layer: ConeLayer, program: LocalProgram, worth: jax.Array
+) -> tuple[Answer, LocalProgram]:
     """The answer, and the gradient of sum(worth * move) in every number of the program."""
 
-    def linear(program: Program) -> tuple[jax.Array, Answer]:
+    def linear(program: LocalProgram) -> tuple[jax.Array, Answer]:
         found = layer(*program)
         return jnp.sum(worth * found.values[0]), found
 
@@ -152,7 +154,7 @@ def in_float64(function: Callable[..., Any]) -> Callable[..., Any]:
     return wide
 
 
-def qpax_form(program: Program) -> tuple[jax.Array, ...]:
+def qpax_form(program: LocalProgram) -> tuple[jax.Array, ...]:
     """One program as qpax has it: (Q, q, A, b, G, h) of 1/2 y'Q y + q'y, A y = b, G y <= h."""
     rows, dtype = len(program.slope), program.slope.dtype
     eye, none = jnp.eye(rows, dtype=dtype), jnp.zeros(0, dtype)
@@ -162,17 +164,17 @@ def qpax_form(program: Program) -> tuple[jax.Array, ...]:
 
 
 @in_float64
-def qpax_answer(program: Program, worth: jax.Array) -> jax.Array:
+def qpax_answer(program: LocalProgram, worth: jax.Array) -> jax.Array:
     """The moves that qpax finds (batch first)."""
     del worth
     return _qpax_moves(program)
 
 
 @in_float64
-def qpax_answer_backward(program: Program, worth: jax.Array) -> tuple[jax.Array, Program]:
+def qpax_answer_backward(program: LocalProgram, worth: jax.Array) -> tuple[jax.Array, LocalProgram]:
     """The moves, and the gradient of sum(worth * move) in every number of the program."""
 
-    def linear(program: Program) -> tuple[jax.Array, jax.Array]:
+    def linear(program: LocalProgram) -> tuple[jax.Array, jax.Array]:
         moves = _qpax_moves(program)
         return jnp.sum(worth * moves), moves
 
@@ -180,10 +182,10 @@ def qpax_answer_backward(program: Program, worth: jax.Array) -> tuple[jax.Array,
     return moves, gradient
 
 
-def _qpax_moves(program: Program) -> jax.Array:
+def _qpax_moves(program: LocalProgram) -> jax.Array:
     import qpax
 
-    def one(program: Program) -> jax.Array:
+    def one(program: LocalProgram) -> jax.Array:
         settings = {"solver_tol": QPAX_TOLERANCE, "target_kappa": QPAX_RELAXATION}
         return qpax.solve_qp_primal(*qpax_form(program), **settings)
 
@@ -192,11 +194,11 @@ def _qpax_moves(program: Program) -> jax.Array:
 
 @jax.jit
 @in_float64
-def qpax_certificate(program: Program) -> tuple[jax.Array, jax.Array]:
+def qpax_certificate(program: LocalProgram) -> tuple[jax.Array, jax.Array]:
     """(residual, 1 where converged) of each program: its primal function returns neither."""
     import qpax
 
-    def one(program: Program) -> tuple[jax.Array, jax.Array]:
+    def one(program: LocalProgram) -> tuple[jax.Array, jax.Array]:
         form = qpax_form(program)
         y, s, z, _, converged, _ = qpax.solve_qp(*form, solver_tol=QPAX_TOLERANCE)
         quadratic, linear, _, _, matrix, bound = form
@@ -245,7 +247,7 @@ def _answer_notes(backward: bool, outputs: Sequence[Any], seconds: float) -> dic
 
 
 def _qpax_notes(
-    arguments: Sequence[tuple[Program, jax.Array]], outputs: Sequence[Any], seconds: float
+    arguments: Sequence[tuple[LocalProgram, jax.Array]], outputs: Sequence[Any], seconds: float
 ) -> dict[str, float]:
     """How well all was solved: the largest violation of an optimality condition."""
     del outputs, seconds

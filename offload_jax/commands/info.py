@@ -11,7 +11,7 @@ from offload_jax.commands.progress import warn
 from offload_jax.evaluation.reference import reference_name
 from offload_jax.files.checks import ConfigError
 from offload_jax.methods import METHODS
-from offload_jax.runs import run_folder
+from offload_jax.runs import run_files, run_folder
 from offload_jax.runs.config import presets
 from offload_jax.runs.config_file import load_config, to_yaml
 from offload_jax.runs.restore import find
@@ -47,9 +47,9 @@ def run(words: list[str], prog: str) -> int:
 
 def _describe_run(folder: Path) -> int:
     config = run_folder.read_config(folder)
-    rows = read_rows(folder / "metrics.jsonl")
+    rows = read_rows(folder / run_files.ROWS)
     evaluated = [row for row in rows if "gap" in row]
-    saved = find(folder / "checkpoints", "latest", warn)
+    saved = find(folder / run_files.CHECKPOINTS, "latest", warn)
     step = saved.step if saved else 0
     print(f"run: {folder} ({config.scenario.kind}, {config.env.order} order)")
     print(f"update: {step} of {config.learner.updates}")

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import tyro
 
 from offload_jax.files.checks import ConfigError, SyncError
-from offload_jax.runs import run_folder
+from offload_jax.runs import run_files, run_folder
 from offload_jax.runs.config import to_settings
 from offload_jax.runs.restore import Checkpoint, aliases_of, best, examine
 from offload_jax.runs.tracking.metrics import read_rows
@@ -52,7 +52,7 @@ def run(words: list[str], prog: str) -> int:
     config, run_id = run_folder.read_config(parsed.run), _run_id(parsed.run)
     if not 0 < parsed.timeout_s < math.inf:
         raise ConfigError(f"timeout-s is {parsed.timeout_s}; must be above 0 and finite (s)")
-    rows = read_rows(parsed.run / "metrics.jsonl")
+    rows = read_rows(parsed.run / run_files.ROWS)
     if not rows:
         raise ConfigError(f"run {parsed.run} has no rows yet; train it first")
     tracking = replace(
@@ -61,7 +61,9 @@ def run(words: list[str], prog: str) -> int:
         project=parsed.project or config.tracking.project,
         entity=parsed.entity or config.tracking.entity,
     )
-    checkpoints = [] if parsed.no_checkpoints else _best_and_latest(parsed.run / "checkpoints")
+    checkpoints = (
+        [] if parsed.no_checkpoints else _best_and_latest(parsed.run / run_files.CHECKPOINTS)
+    )
     print(f"uploading {parsed.run} to W&B, project {tracking.project}, run {run_id}", flush=True)
     start = RunStart(parsed.run, run_id, to_settings(config), warn=lambda _: None)
     # Where that is interrupted, W&B may still write for a moment.
@@ -71,7 +73,7 @@ def run(words: list[str], prog: str) -> int:
         mirror.row(rows[-1])
         for saved, aliases in checkpoints:
             mirror.artifact(saved.path, saved.step, aliases)
-        if (curve := parsed.run / "learning_curve.png").is_file():
+        if (curve := parsed.run / run_files.CURVE).is_file():
             mirror.figure("learning_curve", curve)
         mirror.finish()
         _check(mirror.heard, parsed, Path(scratch) / "wandb" / "mirror.log")
@@ -111,7 +113,7 @@ def _check(heard: dict[str, Any], parsed: Arguments, log: Path) -> None:
 
 def _run_id(folder: Path) -> str:
     """By which W&B knows the run. Raises ConfigError where run.json does not tell it."""
-    path = folder / "run.json"
+    path = folder / run_files.ABOUT
     try:
         return str(json.loads(path.read_bytes())["id"])
     except (OSError, ValueError, KeyError, TypeError) as error:

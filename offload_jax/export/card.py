@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from offload_jax.runs import run_files
 from offload_jax.runs.config import TrainConfig
 from offload_jax.runs.config_file import to_yaml
 
 
 def about_run(folder: Path, source: str) -> dict[str, object]:
     """Where the weights come from."""
-    starts = json.loads((folder / "run.json").read_bytes())["starts"]
+    starts = json.loads((folder / run_files.ABOUT).read_bytes())["starts"]
     keys = ("device", "versions", "commit")
     return {"update": int(source.rsplit(" ", 1)[1]), **{key: starts[-1].get(key) for key in keys}}
 

@@ -18,6 +18,7 @@ import jax
 from offload_jax.files import disk
 from offload_jax.files.checks import CheckpointError
 from offload_jax.learning.updates import LearnerState
+from offload_jax.runs import run_files
 from offload_jax.runs.restore import (
     UNFINISHED,
     Checkpoint,
@@ -140,7 +141,7 @@ class Checkpoints:
 
 def _quarantined(path: Path) -> Path:
     """Moves a damaged checkpoint out of the way; nothing is deleted."""
-    shelter = path.parent.parent / "quarantine"
+    shelter = path.parent.parent / run_files.QUARANTINE
     shelter.mkdir(exist_ok=True)
     names = (f"{path.name}.{i}" if i else path.name for i in range(10**6))
     target = next(shelter / name for name in names if not (shelter / name).exists())

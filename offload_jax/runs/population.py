@@ -20,11 +20,10 @@ from offload_jax.files.checks import ConfigError
 from offload_jax.files.disk import replace_file
 from offload_jax.files.plugins import Plugins
 from offload_jax.learning.devices import Devices, find_devices
-from offload_jax.runs import run_folder
+from offload_jax.runs import run_files, run_folder
 from offload_jax.runs.config import TrainConfig, to_settings
 
 Members = dict[str, TrainConfig]  # settings by the name of the member's folder
-FILE = "population.json"  # the names of a population's runs
 
 
 @dataclass(frozen=True)
@@ -79,21 +78,21 @@ def _with(config: TrainConfig, chosen: Mapping[str, float]) -> TrainConfig:
 
 def is_population(folder: Path) -> bool:
     """Whether a folder is a population's."""
-    return (folder / FILE).is_file()
+    return (folder / run_files.POPULATION).is_file()
 
 
 def write_members(folder: Path, members: Members) -> None:
     """Makes a folder that has all the runs a population's."""
-    replace_file(folder / FILE, json.dumps({"members": list(members)}, indent=1))
+    replace_file(folder / run_files.POPULATION, json.dumps({"members": list(members)}, indent=1))
 
 
 def read_members(folder: Path, plugins: Plugins = ()) -> Members:
     """The settings of a population's runs. Raises ConfigError where they cannot be read."""
     try:
-        names = json.loads((folder / FILE).read_bytes())["members"]
+        names = json.loads((folder / run_files.POPULATION).read_bytes())["members"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
-            f"{folder / FILE} cannot be read ({error!r}); must name members"
+            f"{folder / run_files.POPULATION} cannot be read ({error!r}); must name members"
         ) from None
     return {name: run_folder.read_config(folder / name, plugins) for name in names}
 

@@ -23,7 +23,7 @@ from offload_jax.learning.devices import Devices, local_copy
 from offload_jax.learning.updates import LearnerState, Metrics
 from offload_jax.policy.network import Network
 from offload_jax.problem.instance import Instance
-from offload_jax.runs import run_folder, train
+from offload_jax.runs import run_files, run_folder, train
 from offload_jax.runs.checkpoint import Checkpoints
 from offload_jax.runs.config import TrainConfig, to_settings
 from offload_jax.runs.heldout import heldout_instances, mean_gap
@@ -106,7 +106,7 @@ class _Run:
     ) -> None:
         self.name, self.config, self.folder, self.warn = name, config, parent / name, warn
         self.about = stack.enter_context(run_folder.claimed(self.folder, config))
-        folder = self.folder / "checkpoints"
+        folder = self.folder / run_files.CHECKPOINTS
         kept = {"config": to_settings(config), "versions": self.about["starts"][-1]["versions"]}
         self.checkpoints = stack.enter_context(Checkpoints(folder, config.run.keep, kept, warn))
         self.diverged = "diverged" in self.about

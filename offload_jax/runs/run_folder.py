@@ -29,6 +29,7 @@ import jax
 from offload_jax.files.checks import ConfigError
 from offload_jax.files.disk import PACKAGE, replace_file
 from offload_jax.files.plugins import Plugins
+from offload_jax.runs import run_files
 from offload_jax.runs.config import TrainConfig, to_settings
 from offload_jax.runs.config_file import load_config, to_yaml
 
@@ -38,7 +39,7 @@ _LEFT = re.compile(r"\.lock|run\.json|(config\.yaml|run\.json|population\.json)\
 
 def is_run(folder: Path) -> bool:
     """Whether a folder is a run directory."""
-    return (folder / "config.yaml").is_file()
+    return (folder / run_files.CONFIG).is_file()
 
 
 def check_folder(folder: Path, members: Collection[str] = ()) -> None:
@@ -108,8 +109,8 @@ def _claimed(folder: Path) -> Iterator[None]:
 
 def _write_about(folder: Path, config: TrainConfig) -> dict[str, Any]:
     """Writes config.yaml and run.json; a run that goes on keeps its id and notes the restart."""
-    replace_file(folder / "config.yaml", to_yaml(config))
-    path = folder / "run.json"
+    replace_file(folder / run_files.CONFIG, to_yaml(config))
+    path = folder / run_files.ABOUT
     # W&B's agent says in the environment which of its runs this is.
     run_id = os.environ.get("WANDB_RUN_ID") or uuid.uuid4().hex[:8]
     about: dict[str, Any] = {"id": run_id, "starts": []}
@@ -133,7 +134,7 @@ def write_end(folder: Path, about: dict[str, Any], step: int, seconds: float) ->
 
 def save_about(folder: Path, about: dict[str, Any]) -> None:
     """Writes run.json."""
-    replace_file(folder / "run.json", json.dumps(about, indent=1))
+    replace_file(folder / run_files.ABOUT, json.dumps(about, indent=1))
 
 
 def read_config(folder: str | Path, plugins: Plugins = ()) -> TrainConfig:
@@ -147,7 +148,7 @@ def read_config(folder: str | Path, plugins: Plugins = ()) -> TrainConfig:
         raise ConfigError(
             f"run is {str(folder)!r}; must be a run directory (with a config.yaml){hint}"
         )
-    return load_config(Path(folder) / "config.yaml", plugins)
+    return load_config(Path(folder) / run_files.CONFIG, plugins)
 
 
 def resumed(saved: TrainConfig, wanted: TrainConfig) -> TrainConfig:

@@ -24,7 +24,7 @@ from offload_jax.learning.trajectories import sample_instances
 from offload_jax.learning.updates import LearnerState
 from offload_jax.plans.outcome import check_all_local
 from offload_jax.policy.policy import Policy
-from offload_jax.runs import multihost, policy_folder, run_folder
+from offload_jax.runs import multihost, policy_folder, run_files, run_folder
 from offload_jax.runs.checkpoint import Checkpoints
 from offload_jax.runs.config import TrainConfig, to_settings
 from offload_jax.runs.loop import Member, describe_needs, loop, prepare, stop_requests
@@ -102,7 +102,7 @@ def _trained(
     tell: Callable[[str], None],
 ) -> LearnerState:
     """The state at the end of a run whose directory is claimed."""
-    first, checkpoints_folder = multihost.is_first(), folder / "checkpoints"
+    first, checkpoints_folder = multihost.is_first(), folder / run_files.CHECKPOINTS
     kept = {"config": to_settings(config), "versions": about["starts"][-1].get("versions")}
     with (
         Checkpoints(
@@ -124,7 +124,7 @@ def _trained(
         checkpoints.wait()
         if first:
             draw_curve(folder, config)
-            tracker.figure("learning_curve", folder / "learning_curve.png")
+            tracker.figure("learning_curve", folder / run_files.CURVE)
     return state
 
 
@@ -138,14 +138,14 @@ def finish(
 
 def draw_curve(folder: Path, config: TrainConfig) -> None:
     """Draws learning_curve.png of a run's rows."""
-    rows = read_rows(folder / "metrics.jsonl")
+    rows = read_rows(folder / run_files.ROWS)
     curve = learning_curve(rows, reference_name(config.scenario, config.splits.to_solver()))
-    save_figure(curve, folder / "learning_curve.png")
+    save_figure(curve, folder / run_files.CURVE)
 
 
 def read_result(folder: Path, config: TrainConfig, step: int) -> RunResult:
     """What a run directory holds after `step` updates."""
-    rows = read_rows(folder / "metrics.jsonl")
+    rows = read_rows(folder / run_files.ROWS)
     policy = load_policy(folder, plugins=None)  # of a run that has just been trained here
     return RunResult(folder, policy, rows, step, step >= config.learner.updates)
 
@@ -240,7 +240,7 @@ def load_policy(
     # Here, on one device, wherever and on how many it was trained.
     here = SingleDeviceSharding(jax.local_devices()[0])
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), like)
-    saved = find(folder / "checkpoints", which, warn)
+    saved = find(folder / run_files.CHECKPOINTS, which, warn)
     if saved is None:
         raise CheckpointError(
             f"run {folder} has no checkpoint yet; train on with: train.py --run {folder}"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from offload_jax.evaluation.figures import save
 from offload_jax.files.disk import replace_file
+from offload_jax.runs import run_files
 from offload_jax.runs.config_file import to_yaml
 from offload_jax.runs.sweep.picture import parallel_coordinates, ranked
 from offload_jax.runs.sweep.space import Scalar
@@ -78,7 +79,7 @@ def _provenance(records: Sequence[Record], folder: Path) -> dict[str, Any] | Non
     Not this process' own: to ask for its devices would be to take a GPU's memory.
     """
     for record in reversed(records):
-        path = folder / "trials" / str(record.number) / "run.json"
+        path = folder / "trials" / str(record.number) / run_files.ABOUT
         if path.exists():
             start = json.loads(path.read_bytes())["starts"][-1]
             kept = ("commit", "uncommitted", "python", "versions", "device", "machine")

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO
 
 from offload_jax.files.disk import replace_file
+from offload_jax.runs import run_files
 from offload_jax.runs.run_folder import is_run
 from offload_jax.runs.sweep.space import Scalar
 from offload_jax.runs.sweep.spec import SweepConfig
@@ -138,7 +139,7 @@ class TrialProcess:
 
     def values(self) -> list[float]:
         """The metric in all rows that have it."""
-        path = self.folder / "metrics.jsonl"
+        path = self.folder / run_files.ROWS
         size = path.stat().st_size if path.exists() else -1
         if size != self._rows[0]:
             rows = read_rows(path)

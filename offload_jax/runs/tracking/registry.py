@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from offload_jax.files.checks import ConfigError
+from offload_jax.runs import run_files
 from offload_jax.runs.tracking.metrics import MetricsFile, TrackingConfig
 from offload_jax.runs.tracking.tracker import Composite, Noop, RunStart, Tracker
 from offload_jax.runs.tracking.wandb_tracker import WandbTracker
@@ -13,7 +14,7 @@ from offload_jax.runs.tracking.wandb_tracker import WandbTracker
 Maker = Callable[[TrackingConfig, RunStart], Tracker]
 
 TRACKERS: dict[str, Maker] = {
-    "metrics": lambda _, start: MetricsFile(start.folder / "metrics.jsonl", start.step),
+    "metrics": lambda _, start: MetricsFile(start.folder / run_files.ROWS, start.step),
     "none": lambda *_: Noop(),
     "wandb": lambda *about: WandbTracker(*about) if about[0].wandb != "off" else Noop(),
 }
