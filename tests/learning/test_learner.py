@@ -18,18 +18,19 @@ from offload_jax.env.environment import Snapshot
 from offload_jax.env.observation import in_sight, observe
 from offload_jax.env.step import reset
 from offload_jax.learning import trajectories
-from offload_jax.learning.algorithm import Learner
+from offload_jax.learning.algorithm import Collected, Learner
 from offload_jax.learning.algorithms.layer import Layer
 from offload_jax.learning.algorithms.ppo import PPO, PPOCritic, forced_values
 from offload_jax.learning.algorithms.preference import Preference
 from offload_jax.learning.algorithms.self_labelling import SelfLabelling
 from offload_jax.learning.config import LearnerConfig
 from offload_jax.learning.loss import loss
-from offload_jax.learning.updates import collect, init, update
+from offload_jax.learning.updates import collect, init, summarize, update
 from offload_jax.policy.rollout import begin as start_of
 from offload_jax.policy.rollout import record
 from offload_jax.policy.sampling import greedy_action, sample_action
 from offload_jax.policy.transformer import Transformer
+from offload_jax.splits import SplitsConfig
 
 SMALL = Transformer(width=16, layers=1, heads=2)
 UPDATES = 150
@@ -143,6 +144,19 @@ def test_metrics_are_finite_and_tell_the_story(school):
     best = 0.1 / 3 * (np.array(GAINS) + worth - local)
     assert best.min() <= series["score"][-1] <= best.max()
     assert series["score"][-1] == pytest.approx(best.mean(), abs=0.05)
+
+
+@pytest.mark.fast
+def test_the_score_counts_the_users_own_terms():
+    """Of plans that gain nothing it is that of everybody denied: here less the longest wait."""
+    solver = SplitsConfig("cvxpylayers-moreau", terms=("-max(latency)",)).to_solver()
+    learner = replace(SETTINGS["ppo"], env=Snapshot(solver=solver))
+    nothing = Collected(gain=jnp.zeros((3, 4)), decisions=None)
+    shown = summarize(learner, probes(), nothing)
+    local = np.asarray(probes().wait + probes().steps * probes().local_step)
+    plain = np.asarray(probes().alpha * probes().accuracy_local) - local
+    wanted = 0.1 / 3 * (plain.sum(axis=0) - local.max(axis=0))
+    assert float(shown["score"]) == pytest.approx(wanted.mean(), rel=1e-5)
 
 
 def test_updates_are_deterministic_and_traced_once():
