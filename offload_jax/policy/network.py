@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
+import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from offload_jax.env.observation import Observation
 from offload_jax.problem.types import Key
+
+UNSEEN = -50.0  # logit of pairs that are not looked at, below all others
 
 
 @runtime_checkable
@@ -37,14 +42,14 @@ class Network(Protocol):
         """
 
 
-class FlaxNetwork:
+class FlaxNetwork(ABC):
     """A `Network` whose flax module has methods `encode` and `decode`, and calls both at once."""
 
+    @abstractmethod
     def module(self) -> nn.Module:
         """The module of these settings."""
-        raise NotImplementedError
 
-    def validate(self) -> None:
+    def validate(self) -> None:  # noqa: B027 (most have nothing to refuse)
         """Raises ValueError naming the field and the allowed values."""
 
     def init(self, key: Key, description: Any, observation: Any) -> Any:
@@ -58,3 +63,21 @@ class FlaxNetwork:
     ) -> tuple[Float[Array, "actions"], Float[Array, ""]]:
         found: Any = self.module().apply(params, encoding, observation, method="decode")
         return found
+
+
+def all_logits(
+    observation: Observation, grants: Float[Array, "rows columns"], reject: Float[Array, ""]
+) -> Float[Array, "actions"]:
+    """Logits of all actions, from those of granting a pair in view and that of refusing.
+
+    Refusing is denying the current user, or stopping in adaptive order. Pairs out of view
+    (`env.candidates`) are far behind all others: legal, so that plans can be replayed, and never
+    taken otherwise. Illegal actions have minus infinity.
+    """
+    flat, chosen, pairs = grants.reshape(-1), observation.chosen, observation.mask.shape[0] - 1
+    if chosen is not None:
+        legal = jnp.take(observation.mask, chosen) & (jnp.arange(chosen.shape[0]) < pairs)
+        least = jnp.min(jnp.where(legal, flat, reject), initial=reject)
+        flat = (jnp.full(pairs, UNSEEN, flat.dtype) + least).at[chosen].set(flat)
+    both = [flat, reject[None]] if observation.adaptive else [reject[None], flat]
+    return jnp.where(observation.mask, jnp.concatenate(both), -jnp.inf)

@@ -22,7 +22,7 @@ from offload_jax.env.description import LEVELS, Description
 from offload_jax.env.observation import STEP_FEATURES, Observation
 from offload_jax.files.checks import Checks
 from offload_jax.policy.blocks import Block, Head
-from offload_jax.policy.network import FlaxNetwork
+from offload_jax.policy.network import FlaxNetwork, all_logits
 
 # What can be hidden of every step: columns of `observation.STEP_FEATURES`.
 _OF_STEPS: Mapping[str, Sequence[str]] = {
@@ -31,7 +31,6 @@ _OF_STEPS: Mapping[str, Sequence[str]] = {
 }
 # And of what the encoder sees: columns of `Description.pairs`, where gains at `LEVELS` are first.
 _OF_PAIRS = {"pairs": slice(None), "level-gains": slice(len(LEVELS))}
-UNSEEN = -50.0  # logit of pairs that are not looked at, below all others
 Dtype = Literal["float32", "bfloat16"]
 Sight = Literal["reduced-gains", "prices", "pairs", "level-gains"]
 
@@ -146,15 +145,14 @@ class ActorCritic(nn.Module):
         context = encoding.overall + self.step_overall(observation.overall)
         context = context + self.keys["undecided"](undecided) + self.keys["granted"](granted)
         look = self._of_all if observation.chosen is None else self._of_chosen
-        logits, refused = look(encoding, observation, context)
-        return jnp.where(observation.mask, logits, -jnp.inf), self.critic(refused)
+        grants, refused = look(encoding, observation, context)
+        return all_logits(observation, grants, self.reject(refused)), self.critic(refused)
 
     def _of_all(
         self, encoding: Encoding, observation: Observation, context: Float[Array, "width"]
-    ) -> tuple[Float[Array, "actions"], Float[Array, "width"]]:
-        """Logits of all actions, and what denying or stopping is judged by."""
-        adaptive = observation.adaptive
-        if adaptive:
+    ) -> tuple[Float[Array, "rows columns"], Float[Array, "width"]]:
+        """Logits of granting each pair, and what denying or stopping is judged by."""
+        if observation.adaptive:
             candidate, users, pairs = observation.undecided, encoding.users, encoding.pairs
         else:
             candidate = jnp.ones_like(observation.undecided[:1])
@@ -167,18 +165,12 @@ class ActorCritic(nn.Module):
         grants = self._scores(joint, observation.reduced)
         # Denying is about the one user and its best batch, stopping about all who are undecided.
         share = candidate / jnp.maximum(jnp.sum(candidate), 1)
-        refused = context + share @ (users + jnp.max(joint, axis=1))
-        reject = self.reject(refused)[None]
-        flat = grants.reshape(-1)
-        return jnp.concatenate([flat, reject] if adaptive else [reject, flat]), refused
+        return grants, context + share @ (users + jnp.max(joint, axis=1))
 
     def _of_chosen(
         self, encoding: Encoding, observation: Observation, context: Float[Array, "width"]
-    ) -> tuple[Float[Array, "actions"], Float[Array, "width"]]:
-        """The same from a look at the chosen pairs only.
-
-        All others are far behind: legal, so that plans can be replayed, and never taken otherwise.
-        """
+    ) -> tuple[Float[Array, "rows columns"], Float[Array, "width"]]:
+        """The same from a look at the chosen pairs only."""
         chosen = observation.chosen
         assert chosen is not None
         pairs = self.keys["user"](encoding.users)[:, None] + encoding.batches + encoding.pairs
@@ -188,10 +180,7 @@ class ActorCritic(nn.Module):
         legal = jnp.take(observation.mask, chosen) & (jnp.arange(chosen.shape[0]) < flat.shape[0])
         share = jnp.where(legal, jnp.ones((), joint.dtype), 0)
         refused = context + share @ joint / jnp.maximum(jnp.sum(share), 1)
-        reject = self.reject(refused)
-        least = jnp.min(jnp.where(legal, grants, reject), initial=reject)
-        logits = jnp.full(flat.shape[0], UNSEEN, grants.dtype) + least
-        return jnp.append(logits.at[chosen].set(grants), reject), refused
+        return grants[:, None], refused
 
     def _scores(
         self, joint: Float[Array, "*pairs width"], reduced: Float[Array, "*pairs"]

@@ -30,7 +30,8 @@ from offload_jax.env.description import LEVELS, describe
 from offload_jax.env.observation import STEP_FEATURES, observe
 from offload_jax.env.state import num_actions
 from offload_jax.env.step import reset
-from offload_jax.policy.transformer import UNSEEN, ActorCritic, Sight, Transformer
+from offload_jax.policy.network import UNSEEN
+from offload_jax.policy.transformer import ActorCritic, Sight, Transformer
 from offload_jax.problem.instance import pad_users, toy
 from offload_jax.problem.scenario import EdgeScenario
 

@@ -16,12 +16,16 @@ from offload_jax.problem.scenario.edge import EdgeScenario as EdgeScenario
 from offload_jax.problem.scenario.mixture import MixtureScenario as MixtureScenario
 from offload_jax.problem.scenario.paper import DEVICE_PROFILE_MS as DEVICE_PROFILE_MS
 from offload_jax.problem.scenario.paper import PaperScenario as PaperScenario
+from offload_jax.problem.scenario.sized import SizedScenario as SizedScenario
 from offload_jax.problem.types import Key
 
 
 @runtime_checkable
 class Scenario(Protocol):
-    """A distribution of instances, as a frozen record of its settings."""
+    """A distribution of instances, as a frozen record of its settings.
+
+    `SizedScenario` has all of it but `num_users` and `sample`.
+    """
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
@@ -40,10 +44,6 @@ class Scenario(Protocol):
     @property
     def max_users(self) -> int:
         """To which all instances are padded."""
-
-    @property
-    def num_batches(self) -> int:
-        """M."""
 
     def validate(self) -> None:
         """Raises ValueError naming the field and the allowed values."""

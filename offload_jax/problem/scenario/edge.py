@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -12,13 +12,14 @@ from jaxtyping import Array
 
 from offload_jax.files.checks import Checks
 from offload_jax.problem.instance import Instance, strong_types
+from offload_jax.problem.scenario.sized import SizedScenario
 from offload_jax.problem.types import Key
 
 Range = tuple[float, float]
 
 
 @dataclass(frozen=True)
-class EdgeScenario:
+class EdgeScenario(SizedScenario):
     """Several batches of several cluster-wide models on servers with budgets.
 
     The numbers: A100 batch steps of 10 + 18 b ms (Stable Diffusion 1.5), consumer GPUs to phones at
@@ -27,7 +28,6 @@ class EdgeScenario:
     """
 
     kind: Literal["edge"] = "edge"
-    reference: ClassVar[str] = "reduced-greedy"  # method that training measures its gap against
     num_users: tuple[int, ...] = tuple(range(8, 25))  # N, each equally likely
     batches: int = 6  # M
     servers: int = 3  # G
@@ -52,10 +52,6 @@ class EdgeScenario:
     split_min_share: float = 0.3  # of T
 
     @property
-    def max_users(self) -> int:
-        return max(self.num_users, default=0)
-
-    @property
     def num_batches(self) -> int:
         return self.batches
 
@@ -77,18 +73,6 @@ class EdgeScenario:
         check.ranges("share", "local_step", "spectral_efficiency", positive=True)
         check.ranges("capacity_share", "alpha", "wait")
         check.ranges("similarity_home", "similarity_other", at_most=1.0)
-
-    def hard_cells(self) -> list[str]:
-        """All of them: batches compete in every cell."""
-        return [f"N{n}" for n in self.num_users]
-
-    def cells(self) -> dict[str, EdgeScenario]:
-        """One scenario per number of users."""
-        return {f"N{n}": self.of_size(n) for n in self.num_users}
-
-    def of_size(self, users: int) -> EdgeScenario:
-        """The same with N users in every instance."""
-        return replace(self, num_users=(users,))
 
     def sample(self, key: Key) -> Instance:
         """One instance, its users padded to `max_users`, in order of arrival.

@@ -11,6 +11,7 @@ import numpy as np
 
 from offload_jax.files.checks import Checks
 from offload_jax.problem.instance import Instance, strong_types
+from offload_jax.problem.scenario.sized import SizedScenario
 from offload_jax.problem.types import Key
 
 # Device profile published with the reference implementation: GPU classes, best to worst, as
@@ -31,7 +32,7 @@ DEVICE_PROFILE_MS = (
 
 
 @dataclass(frozen=True)
-class PaperScenario:
+class PaperScenario(SizedScenario):
     """One batch on one server without a budget (arXiv 2411.15781)."""
 
     kind: Literal["paper"] = "paper"
@@ -47,10 +48,6 @@ class PaperScenario:
     spectral_efficiency: float = 10.0  # bit/s/Hz
     bandwidth: float = 100e6  # Hz
     window: float = 1.0  # s, over which requests arrive before the batch starts
-
-    @property
-    def max_users(self) -> int:
-        return max(self.num_users, default=0)
 
     @property
     def num_batches(self) -> int:
@@ -82,10 +79,6 @@ class PaperScenario:
             for n in self.num_users
             for e in self.edge_gpus
         }
-
-    def of_size(self, users: int) -> PaperScenario:
-        """The same with N users in every instance."""
-        return replace(self, num_users=(users,))
 
     def sample(self, key: Key) -> Instance:
         """One instance, its users padded to `max_users`, in order of arrival.
