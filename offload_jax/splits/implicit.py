@@ -12,6 +12,7 @@ and reverse mode, and never sees the solver's iterations.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import jax
@@ -29,6 +30,31 @@ from offload_jax.splits.problem import (
     with_status,
 )
 
+# Optimal splits (steps) and prices (s per GPU-second) of a problem.
+Answer = tuple[Float[Array, "rows *batch"], Float[Array, "servers *batch"]]
+
+
+def with_derivative(solve: Callable[[SplitProblem], Answer]) -> Callable[[SplitProblem], Answer]:
+    """The same function with the derivative of the optimum, however `solve` finds it."""
+
+    @jax.custom_jvp
+    def solved(problem: SplitProblem) -> Answer:
+        return solve(problem)
+
+    @solved.defjvp
+    def tangent(
+        primals: tuple[SplitProblem], tangents: tuple[SplitProblem]
+    ) -> tuple[Answer, Answer]:
+        (problem,), (tangent,) = primals, tangents
+        split, price = solved(problem)  # not `solve`: so that derivatives of derivatives hold too
+        return (split, price), _implicit_tangent(problem, tangent, split, price)
+
+    found: Callable[[SplitProblem], Answer] = solved
+    return found
+
+
+_solve = with_derivative(solve_dual)
+
 
 def solve_native(problem: SplitProblem) -> Solution:
     """Solves one split problem; differentiable in every float of it. Callers `vmap`.
@@ -37,22 +63,6 @@ def solve_native(problem: SplitProblem) -> Solution:
     of a batch neither passes for an answer nor spoils the others' gradient.
     """
     return with_status(problem, *_solve(problem))
-
-
-@jax.custom_jvp
-def _solve(
-    problem: SplitProblem,
-) -> tuple[Float[Array, "rows *batch"], Float[Array, "servers *batch"]]:
-    return solve_dual(problem)
-
-
-@_solve.defjvp
-def _solve_jvp(
-    primals: tuple[SplitProblem], tangents: tuple[SplitProblem]
-) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
-    (problem,), (tangent,) = primals, tangents
-    split, price = _solve(problem)  # not solve_dual: so that derivatives of derivatives hold too
-    return (split, price), _implicit_tangent(problem, tangent, split, price)
 
 
 def _implicit_tangent(
