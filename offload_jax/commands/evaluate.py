@@ -41,7 +41,9 @@ def run(words: list[str], prog: str) -> int:
     parsed = tyro.cli(Arguments, args=words, prog=prog)
     check(parsed)
     origin = _origin(parsed)
-    config = settings_of(origin) if origin else load_config(parsed.config or "paper")
+    config = (
+        settings_of(origin, parsed.plugins) if origin else load_config(parsed.config or "paper")
+    )
     splits, key = _splits(config, parsed), jax.random.key(parsed.seed)
     policy = _policy(origin, parsed, splits) if origin else None
     source = _source(parsed, config, splits)
@@ -119,7 +121,7 @@ def _origin(parsed: Arguments) -> str | Path | None:
 
 def _policy(origin: str | Path, parsed: Arguments, splits: Solver) -> Policy:
     """The policy to evaluate, with the split layer and the temperature that were asked for."""
-    policy = load_policy(origin, warn=warn)
+    policy = load_policy(origin, warn=warn, plugins=parsed.plugins)
     policy = policy.with_solver(splits)
     for refinement in parsed.refine:
         if reason := refuse_refinement(policy, refinement):

@@ -27,6 +27,8 @@ class Arguments:
     """Run directory whose best policy is exported."""
     policy: str | None = None
     """Export this instead of a run: a shipped policy by its name, or a policy folder."""
+    plugins: tuple[str, ...] = ()
+    """Files or modules of your own code that the policy's settings may name."""
     sizes: tuple[int, ...] = ()
     """Numbers of users that requests are padded to; the last is the limit. Default: half of what
     the policy was trained for, and all of it."""
@@ -45,13 +47,13 @@ def run(words: list[str], prog: str) -> int:
         raise ConfigError("run and policy: give one of them, the policy to export")
     if parsed.policy is not None:
         folder = policy_folder.find(parsed.policy)
-        policy, config = policy_folder.load(parsed.policy)
+        policy, config = policy_folder.load(parsed.policy, parsed.plugins)
         about = json.loads((folder / "policy.json").read_bytes())["about"]
         card = (folder / "README.md").read_text(encoding="utf-8")
     else:
         assert parsed.run is not None
-        config = run_folder.read_config(parsed.run)
-        policy = load_policy(parsed.run, warn=warn)
+        config = run_folder.read_config(parsed.run, parsed.plugins)
+        policy = load_policy(parsed.run, warn=warn, plugins=parsed.plugins)
         about = about_run(parsed.run, policy.source)
         card = card_of(parsed.run, parsed.out.name, config, about)
     least = bundle.fewest_users(config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from offload_jax.evaluation.reference import reference_name
 from offload_jax.files.checks import ConfigError
 from offload_jax.methods import METHODS
 from offload_jax.runs import run_files, run_folder
-from offload_jax.runs.config import presets
+from offload_jax.runs.config import plugins_option, presets
 from offload_jax.runs.config_file import load_config, to_yaml
 from offload_jax.runs.restore import find
 from offload_jax.runs.tracking.metrics import read_rows
@@ -24,6 +25,8 @@ class Arguments:
 
     run: Path | None = None
     """Run directory to describe."""
+    plugins: tuple[str, ...] = ()
+    """Files or modules of your own code that the run's settings may name."""
     config: str | None = None
     """Configuration to print with every setting resolved."""
 
@@ -37,7 +40,7 @@ def run(words: list[str], prog: str) -> int:
         print(to_yaml(load_config(parsed.config)), end="")
         return 0
     if parsed.run is not None:
-        return _describe_run(parsed.run)
+        return _describe_run(parsed.run, parsed.plugins)
     for name, value in run_folder.provenance().items():
         print(f"{name}: {value}")
     print(f"configurations: {', '.join(presets())}")
@@ -45,8 +48,8 @@ def run(words: list[str], prog: str) -> int:
     return 0
 
 
-def _describe_run(folder: Path) -> int:
-    config = run_folder.read_config(folder)
+def _describe_run(folder: Path, plugins: Sequence[str]) -> int:
+    config = run_folder.read_config(folder, plugins)
     rows = read_rows(folder / run_files.ROWS)
     evaluated = [row for row in rows if "gap" in row]
     saved = find(folder / run_files.CHECKPOINTS, "latest", warn)
@@ -58,5 +61,5 @@ def _describe_run(folder: Path) -> int:
         reference = reference_name(config.scenario, config.splits.to_solver())
         print(f"best gap: {100 * best['gap']:.3f} % at update {best['step']}, to the {reference}")
     if step < config.learner.updates:
-        print(f"go on with: python train.py --run {folder}")
+        print(f"go on with: python train.py --run {folder}{plugins_option(config)}")
     return 0

@@ -17,7 +17,8 @@ class SplitsOption:
     """Split points of the plans."""
 
     solver: str | None = None
-    """Solver for them instead of the run's: native, cvxpylayers-moreau or cvxpylayers-diffcp."""
+    """Solver for them instead of the run's: native, cvxpylayers-moreau, cvxpylayers-diffcp, or your
+    own as file.py:Name."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class Arguments:
     """Evaluate this instead of a run: a shipped policy by its name, or a policy folder."""
     per_cell: int = 205
     """Fresh instances of every cell (20 cells of paper: 4,100 in all)."""
+    plugins: tuple[str, ...] = ()
+    """Files or modules of your own code that the policy's settings may name."""
     samples: tuple[int, ...] = (1, 64)
     """Decodings of the policy: 1 is greedy, more is best of that many samples."""
     refine: tuple[Refinement, ...] = ()
@@ -41,7 +44,7 @@ class Arguments:
     """Of samples, above 1 they differ more. Default: the policy's own, 1 for a run."""
     methods: tuple[str, ...] = QUICK
     """Baselines to compare with. There are also: annealing, tabu, genetic, genetic-tuned,
-    enumeration and scip."""
+    enumeration, scip, and your own as file.py:NAME."""
     testset: str | None = None
     """Evaluate on a frozen test set (edge or edge_large), against the best plans known for it."""
     budget_s: float | None = None

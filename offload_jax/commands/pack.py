@@ -22,6 +22,8 @@ class Arguments:
     """Run directory."""
     out: Path
     """Folder to make. `eval.py --policy` and `oj.load_policy` take it."""
+    plugins: tuple[str, ...] = ()
+    """Files or modules of your own code that the run's settings may name."""
     temperature: float = 1.0
     """Of its samples in best-of-P decoding: above 1 they differ more from the greedy plan."""
     table: Path | None = None
@@ -35,10 +37,10 @@ def run(words: list[str], prog: str) -> int:
     parsed = tyro.cli(Arguments, args=words, prog=prog)
     if not 0 < parsed.temperature < float("inf"):
         raise ConfigError(f"temperature is {parsed.temperature}; must be above 0 and finite")
-    config = run_folder.read_config(parsed.run)
+    config = run_folder.read_config(parsed.run, parsed.plugins)
     if parsed.table is not None and not parsed.table.is_file():
         raise ConfigError(f"table is {str(parsed.table)!r}; must be a file")
-    policy = load_policy(parsed.run, warn=warn)
+    policy = load_policy(parsed.run, warn=warn, plugins=parsed.plugins)
     policy = replace(policy, temperature=parsed.temperature)
     about = about_run(parsed.run, policy.source)
     settings = parsed.temperature, parsed.table, parsed.note

@@ -67,8 +67,7 @@ def with_kinds(config: TrainConfig, words: list[str]) -> tuple[TrainConfig, list
             asked[section] = value
         i += 1
     for section, kind in asked.items():
-        if kind != to_settings(config)[section]["kind"]:
-            config = with_kind(config, section, kind, None)
+        config = with_kind(config, section, kind, None)
     if earlier:
         names = ", ".join(f"--learner.{name}" for name in earlier)
         print(f"note: {names} belong to --algorithm now (--algorithm.kind ...)", file=sys.stderr)

@@ -47,6 +47,8 @@ class Arguments:
     """Time of an iterated local search, for each instance."""
     policies: tuple[Path, ...] = ()
     """Run directories of policies that try too (best of 64)."""
+    plugins: tuple[str, ...] = ()
+    """Files or modules of your own code that their settings may name."""
     scip_s: float = 0.0
     """Seconds of branch and bound for each instance that is not proven optimal yet; 0 for none."""
     bound_rounds: int = 1200
@@ -135,7 +137,7 @@ def _searches(parsed: Arguments, instances: Instance, key: Key) -> Iterator[tupl
             decision = apply_method(name, instances, budget_s=seconds, key=next(keys))
             yield name, decision.assignment
     for folder in parsed.policies:
-        policy = load_policy(folder, warn=warn)
+        policy = load_policy(folder, warn=warn, plugins=parsed.plugins)
         yield f"policy {folder.name}", best_of(policy, instances, 64, next(keys))[0]
 
 

@@ -28,7 +28,7 @@ from offload_jax.evaluation.reference import reference_name
 from offload_jax.files.checks import ConfigError
 from offload_jax.learning import updates
 from offload_jax.runs import multihost, run_folder
-from offload_jax.runs.config import TrainConfig
+from offload_jax.runs.config import TrainConfig, plugins_option
 from offload_jax.runs.config_file import load_config, to_yaml
 from offload_jax.runs.loop import describe_needs, prepare
 from offload_jax.runs.multihost import DistributedConfig
@@ -67,7 +67,7 @@ class Arguments(Generic[S]):
     population: PopulationConfig = field(default_factory=PopulationConfig)
     """Several runs in one program; --run names the folder of their run directories."""
     plugins: tuple[str, ...] = ()
-    """Files or modules of your own code that the settings of --run may name."""
+    """Files or modules of your own code that the settings of --run and --init-from may name."""
 
 
 def run(words: list[str], prog: str) -> int:
@@ -92,14 +92,14 @@ def run(words: list[str], prog: str) -> int:
         config = run_folder.resumed(base, config)
     with multihost.started(parsed.distributed):  # before anything touches a device
         if not saved:
-            check_init_from(config)
+            check_init_from(config, parsed.plugins)
         if members:
             return _train_population(members, parsed)
         config.find_devices()  # refuses before anything is said or written
         if parsed.dry_run:
             check_rules(config)
             return _dry_run(config)
-        return _train(config, parsed.run)
+        return _train(config, parsed.run, parsed.plugins)
 
 
 def _saved(folder: str | None, plugins: Sequence[str]) -> Members:
@@ -125,15 +125,15 @@ def _members(
     return {} if "" in saved else going_on(saved, base, config)
 
 
-def _train(config: TrainConfig, folder: Path | None) -> int:
+def _train(config: TrainConfig, folder: Path | None, plugins: Sequence[str]) -> int:
     target = Path(multihost.from_first(str(folder or run_folder.new_folder(config))))
     if not multihost.is_first():
-        return _status(train(config, folder=target))
+        return _status(train(config, folder=target, plugins=plugins))
     print(f"run directory: {target}", flush=True)
-    if config.splits.solver != "native":
+    if config.splits.solver.startswith("cvxpylayers"):
         print(f"splits: {config.splits.solver}, in float64 on the host; the rest stays as it is")
     with _Progress(config) as show:
-        result = train(config, [show], target, warn=show.warn, tell=show.tell)
+        result = train(config, [show], target, show.warn, show.tell, plugins)
     _summarize(result, config)
     return _status(result)
 
@@ -149,7 +149,9 @@ def _train_population(members: Members, parsed: Arguments[Any]) -> int:
     folder = parsed.run or run_folder.new_folder(base)
     print(f"population: {folder}, {len(members)} members", flush=True)
     with _Progress(base) as show:
-        results = train_population(members, folder, [show.best_of], warn=show.warn, tell=show.tell)
+        results = train_population(
+            members, folder, [show.best_of], show.warn, show.tell, parsed.plugins
+        )
     _rank(results)
     return max(map(_status, results.values()), default=130)
 
@@ -185,6 +187,7 @@ def _dry_run(config: TrainConfig, tried: str = "everything") -> int:
 
 
 def _summarize(result: RunResult, config: TrainConfig) -> None:
+    option = plugins_option(config)
     evaluated = [row for row in result.rows if "gap" in row]
     if evaluated:
         best = min(evaluated, key=lambda row: row["gap"])
@@ -193,9 +196,9 @@ def _summarize(result: RunResult, config: TrainConfig) -> None:
         print(f"learning curve: {result.folder}/learning_curve.png")
     if not result.finished:
         print(f"stopped at update {result.step} of {config.learner.updates}")
-        print(f"go on with: python train.py --run {result.folder}")
+        print(f"go on with: python train.py --run {result.folder}{option}")
         return
-    print(f"compare it with the baselines: python eval.py --run {result.folder}")
+    print(f"compare it with the baselines: python eval.py --run {result.folder}{option}")
 
 
 class _Progress:

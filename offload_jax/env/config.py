@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
 from offload_jax.files.checks import Checks
-from offload_jax.splits import NATIVE, SOLVERS, Solver, solver_named
+from offload_jax.splits import NATIVE, Solver, solver_named
 
 Order = Literal["arrival", "sorted", "adaptive"]
 Reward = Literal["dense", "terminal"]
@@ -44,8 +44,7 @@ class EnvConfig(EpisodeConfig):
     def __post_init__(self) -> None:
         """Raises ValueError for the name of no solver."""
         if isinstance(self.solver, str):
-            Checks(self, "env").one_of("solver", tuple(SOLVERS))
-            object.__setattr__(self, "solver", solver_named(self.solver))
+            object.__setattr__(self, "solver", solver_named(self.solver, "env.solver"))
 
     def validate(self) -> None:
         """Raises ValueError naming the field and the allowed values."""

@@ -36,6 +36,7 @@ class Environment(Protocol):
     """
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
+    Settings: ClassVar[type]  # what a configuration says of it: a frozen dataclass of its own
 
     @property
     def solver(self) -> Solver:
@@ -77,7 +78,7 @@ class Environment(Protocol):
 class Snapshot(EnvConfig):
     """The decision process of one snapshot of requests (`env.step`)."""
 
-    Settings: ClassVar = EpisodeConfig  # what a configuration says of it
+    Settings: ClassVar[type] = EpisodeConfig
 
     def num_steps(self, instance: Instance) -> int:
         return instance.num_users

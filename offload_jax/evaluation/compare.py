@@ -19,7 +19,7 @@ import numpy as np
 
 from offload_jax.evaluation.comparison import ALL, HARD, Comparison, Detail, MethodRow, half_width
 from offload_jax.evaluation.reference import values
-from offload_jax.methods import QUICK, Show, apply_method, baseline, method_named
+from offload_jax.methods import QUICK, Show, apply_method, baseline, method_named, shown_name
 from offload_jax.methods.bound import upper_bound
 from offload_jax.methods.refine import Refinement, refine
 from offload_jax.plans.plan import Decision, sound
@@ -68,7 +68,7 @@ def deciders(
     chosen: dict[str, Decide] = {}
     for name in QUICK if methods is None else methods:
         method_named(name)
-        chosen[name] = partial(
+        chosen[shown_name(name)] = partial(
             apply_method, name, solver=solver, budget_s=budget_s, key=key, show=show
         )
     if policy is None:

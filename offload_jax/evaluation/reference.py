@@ -6,7 +6,8 @@ from functools import partial
 
 import jax
 
-from offload_jax.methods import assigner, method_named
+from offload_jax.files.checks import ConfigError
+from offload_jax.methods import METHODS, assigner
 from offload_jax.plans.outcome import evaluate, objective_denied
 from offload_jax.problem import equations
 from offload_jax.problem.instance import Instance
@@ -18,15 +19,20 @@ from offload_jax.splits import NATIVE, Solver
 def reference_method(scenario: Scenario, solver: Solver) -> str:
     """What training measures its gap against; rules of the user's own leave one method.
 
-    A gap to a method that is not optimal can fall below 0.
+    A gap to a method that is not optimal can fall below 0. Raises ConfigError for a scenario whose
+    reference is none of the package's methods that decide at once.
     """
-    return "reduced-greedy" if solver.rules else scenario.reference
+    name = "reduced-greedy" if solver.rules else scenario.reference
+    quick = [name for name, one in METHODS.items() if one.assign]
+    if name not in quick:
+        raise ConfigError(f"scenario.reference is {name!r}; must be one of {', '.join(quick)}")
+    return name
 
 
 def reference_name(scenario: Scenario, solver: Solver) -> str:
     """What the gaps of `heldout_set` are measured against, in words."""
     name = reference_method(scenario, solver)
-    return f"optimum ({name})" if method_named(name).optimal else f"plan of {name}"
+    return f"optimum ({name})" if METHODS[name].optimal else f"plan of {name}"
 
 
 def baseline_solver(solver: Solver) -> Solver:

@@ -126,7 +126,8 @@ def _check(policy: Policy, out: Path) -> None:
     if policy.env.solver != NATIVE:
         raise ConfigError(
             f"the policy's splits.solver is {policy.env.solver.name}; must be native and without "
-            "constraints or terms: cvxpylayers calls back into Python, which no export can hold"
+            "constraints or terms: exported programs decide with that one (and cvxpylayers calls "
+            "back into Python, which no export can hold)"
         )
 
 

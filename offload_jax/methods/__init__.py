@@ -8,12 +8,14 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from offload_jax.files.plugins import find
+from offload_jax.files.checks import ConfigError
+from offload_jax.files.plugins import find, is_own
 from offload_jax.files.records import Plan
 from offload_jax.methods.annealing import annealing
 from offload_jax.methods.bound import refuse_bound, upper_bound
@@ -41,6 +43,7 @@ __all__ = [
     "assigner",
     "baseline",
     "method_named",
+    "shown_name",
     "solve",
 ]
 
@@ -110,7 +113,21 @@ def method_named(name: str, where: str = "method") -> Method:
 
     Raises ConfigError (a ValueError) for others; `where` names the setting.
     """
-    return find(name, METHODS, where, plugins=None)
+    found = find(_shown.get(name, name), METHODS, where, plugins=None)
+    if not isinstance(found, Method):
+        raise ConfigError(f"{where} is {name!r}, a {type(found).__name__}; must be a Method")
+    return found
+
+
+_shown: dict[str, str] = {}  # own methods by what tables call them
+
+
+def shown_name(name: str) -> str:
+    """What tables and pictures call a method: one of the user's own without its folders."""
+    shown = Path(name).name if is_own(name) else name
+    if shown != name:
+        _shown[shown] = name
+    return shown
 
 
 def apply_method(
@@ -150,7 +167,7 @@ def apply_method(
 
 def baseline(name: str) -> Method | None:
     """The method of that name; None where the name is something else's, as a policy's decoding."""
-    return method_named(name) if name in METHODS or ":" in name else None
+    return method_named(name) if name in METHODS or is_own(name) else None
 
 
 @cache

@@ -23,7 +23,7 @@ from offload_jax.policy.networks import NETWORKS
 from offload_jax.policy.transformer import Transformer
 from offload_jax.problem.scenario import SCENARIOS, PaperScenario, Scenario
 from offload_jax.runs.tracking.metrics import TrackingConfig
-from offload_jax.splits import SplitsConfig
+from offload_jax.splits import SplitsConfig, full_name
 
 NotFinite = Literal["stop", "skip"]
 FailedSave = Literal["stop", "go-on"]
@@ -59,31 +59,61 @@ class Kinds:
 
     registry: Mapping[str, Any]
     default: str
+    protocol: type  # what an implementation is
 
-    def record(self, section: str, kind: Any, plugins_: Plugins, folder: Path | None) -> type:
-        """The record of settings of that kind. Raises ConfigError as `plugins.find`."""
-        found = plugins.find(kind, self.registry, f"{section}.kind", plugins_, folder)
-        return _settings_of(found)
+    def record(self, section: str, kind: Any, allowed: Plugins, folder: Path | None) -> type:
+        """The record of settings of that kind.
 
-    def implementation(self, record: Any) -> Any:
-        """What has this record of settings, and the name of it."""
-        known = {_settings_of(one): (name, one) for name, one in self.registry.items()}
-        if type(record) in known:
-            return known[type(record)]
-        return plugins.own(lambda one: _settings_of(one) is type(record))
+        Raises ConfigError as `plugins.find`, and for one of the user's own that is no
+        implementation.
+        """
+        found = plugins.find(kind, self.registry, f"{section}.kind", allowed, folder)
+        if plugins.is_own(kind):
+            said = f"{section}.kind is {kind!r}"
+            plugins.check_record(found, self.protocol, said)
+            self._check_settings(found, said)
+        record: type = _settings_of(found)
+        return record
+
+    def _check_settings(self, found: type, said: str) -> None:
+        """Refuses settings that belong to another implementation: they would mean that one."""
+        mine, name = _settings_of(found), found.__name__
+        plugins.check_frozen(mine, said)
+        others = [one for one in self.registry.values() if _settings_of(one) is mine]
+        twin = plugins.loaded(lambda one: _settings_of(one) is mine and one is not found)
+        if others or twin:
+            raise ConfigError(
+                f"{said}; the Settings of {name} must be a record of its own, such as a frozen "
+                f"dataclass that inherits {mine.__name__}"
+            )
+
+    def implementation(self, record: Any) -> tuple[str, Any]:
+        """The name of what has this record of settings, and that itself.
+
+        Raises ConfigError where there is nothing.
+        """
+        for name, one in self.registry.items():
+            if _settings_of(one) is type(record):
+                return name, one
+        own = plugins.loaded(lambda one: _settings_of(one) is type(record))
+        if own is None and not isinstance(record, self.protocol):
+            raise ConfigError(
+                f"{type(record).__name__} is the record of no {self.protocol.__name__} that is "
+                "known; must be one of a kind that a configuration names"
+            )
+        return own or (plugins.name_of(type(record), self.protocol.__name__), type(record))
 
 
-def _settings_of(implementation: Any) -> type:
+def _settings_of(implementation: Any) -> Any:
     """Itself, or what it names as its settings."""
-    record: type = getattr(implementation, "Settings", implementation)
-    return record
+    return getattr(implementation, "Settings", implementation)
 
 
 KINDS = {
-    "scenario": Kinds(SCENARIOS, "paper"),
-    "env": Kinds(ENVIRONMENTS, "snapshot"),
-    "network": Kinds(NETWORKS, "transformer"),
-    "algorithm": Kinds(ALGORITHMS, "ppo"),
+    "scenario": Kinds(SCENARIOS, "paper", Scenario),
+    "env": Kinds(ENVIRONMENTS, "snapshot", Environment),
+    "network": Kinds(NETWORKS, "transformer", Network),
+    "algorithm": Kinds(ALGORITHMS, "ppo", Algorithm),
 }
 
 
@@ -104,6 +134,8 @@ class TrainConfig:
 
     def validate(self) -> None:
         """Raises ConfigError for the first impossible setting."""
+        for section in KINDS:
+            _check_static(section, getattr(self, section))
         try:
             for part in fields(self):
                 if part.name != "algorithm" and hasattr(getattr(self, part.name), "validate"):
@@ -141,18 +173,55 @@ class TrainConfig:
         return devices
 
 
+def _check_static(section: str, record: Any) -> None:
+    """Raises ConfigError for a setting that cannot be a static argument of a jitted function."""
+    for one in fields(record):
+        try:
+            hash(getattr(record, one.name))
+        except TypeError:
+            raise ConfigError(
+                f"{section}.{one.name} is a {type(getattr(record, one.name)).__name__}; must be "
+                f"hashable: a tuple, declared as tuple[int, ...], instead of a list"
+            ) from None
+
+
 def to_settings(config: TrainConfig) -> dict[str, Any]:
-    """Every setting, nested as in a file."""
+    """Every setting, nested as in a file; files of own code by their absolute path."""
     settings = asdict(config)
     for section, kinds in KINDS.items():
         kind = kinds.implementation(getattr(config, section))[0]
-        settings[section] = {"kind": kind, **settings[section]}
+        settings[section] = {"kind": kind} | settings[section] | {"kind": kind}
+    settings["splits"]["solver"] = full_name(config.splits.solver)
     return settings
+
+
+def own_code(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Names of the user's own code in settings, nested as in a file, by the setting that has it."""
+    places = [*((section, "kind") for section in KINDS), ("splits", "solver")]
+    found = {}
+    for section, key in places:
+        inner = settings.get(section)
+        if isinstance(inner, dict) and plugins.is_own(inner.get(key)):
+            found[f"{section}.{key}"] = inner[key]
+    return found
+
+
+def plugins_of(config: TrainConfig) -> list[str]:
+    """The user's own code that a configuration names, as `plugins` that allow exactly that."""
+    return [*dict.fromkeys(own_code(to_settings(config)).values())]
+
+
+def plugins_option(config: TrainConfig) -> str:
+    """What a command that reads this configuration from a run needs besides, after a space."""
+    needed = plugins.sources(plugins_of(config))
+    return f" {plugins.option(needed)}" if needed else ""
 
 
 def with_kind(config: TrainConfig, section: str, kind: str, allowed: Plugins) -> TrainConfig:
     """With another kind of scenario, network, ..., whose settings are its defaults."""
-    return replace(config, **{section: KINDS[section].record(section, kind, allowed, None)()})
+    record = KINDS[section].record(section, kind, allowed, None)
+    same = type(getattr(config, section)) is record
+    return config if same else replace(config, **{section: record()})
 
 
 def preset_folder() -> Path:

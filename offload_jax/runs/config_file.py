@@ -11,9 +11,17 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from offload_jax.files.checks import ConfigError
-from offload_jax.files.plugins import Plugins, nearest
-from offload_jax.runs.config import KINDS, TrainConfig, preset_folder, presets, to_settings
+from offload_jax.files.plugins import Plugins, check_allowed, is_own, name_of, nearest
+from offload_jax.runs.config import (
+    KINDS,
+    TrainConfig,
+    own_code,
+    preset_folder,
+    presets,
+    to_settings,
+)
 from offload_jax.runs.moved import moved
+from offload_jax.splits import find_solver
 
 
 def load_config(source: str | Path, plugins: Plugins = None) -> TrainConfig:
@@ -59,18 +67,22 @@ def from_settings(
     """
     try:
         settings = moved(settings)
+        if not isinstance(settings, dict):
+            raise ConfigError(f"the file is {settings!r}; must be a mapping of settings")
+        check_allowed(own_code(settings), plugins)  # all at once
         records = _records(settings, plugins, folder)
+        settings = _with_solver(settings, plugins, folder)
     except ConfigError as error:
         raise ConfigError(f"{source}: {error}") from None
     _refuse_unknown(settings, TrainConfig, source, "")
     for name, record in records.items():
-        _refuse_unknown(_plain(settings, name, record), record, source, name)
+        _refuse_unknown(_plain(settings, name), record, source, name)
     found, wrong = {}, []
     hints = get_type_hints(TrainConfig)
     for name in settings:
         record = records.get(name, hints[name])
         try:
-            found[name] = TypeAdapter(record).validate_python(_plain(settings, name, record))
+            found[name] = TypeAdapter(record).validate_python(_plain(settings, name))
         except ValidationError as error:
             wrong += [_describe(source, name, one) for one in error.errors()]
     if wrong:
@@ -115,10 +127,17 @@ _StrictLoader.add_implicit_resolver(
 )
 
 
-def _records(settings: Any, plugins: Plugins, folder: Path | None) -> dict[str, type]:
+def _with_solver(settings: dict[str, Any], plugins: Plugins, folder: Path | None) -> dict[str, Any]:
+    """With a solver of the user's own loaded, and under its full name."""
+    splits = settings.get("splits")
+    if not isinstance(splits, dict) or not is_own(splits.get("solver")):
+        return settings
+    solver = find_solver(splits["solver"], "splits.solver", plugins, folder)
+    return {**settings, "splits": {**splits, "solver": name_of(solver, "splits.solver")}}
+
+
+def _records(settings: dict[str, Any], plugins: Plugins, folder: Path | None) -> dict[str, type]:
     """The record of every section that is a mapping."""
-    if not isinstance(settings, dict):
-        raise ConfigError(f"the file is {settings!r}; must be a mapping of settings")
     found = {name: kind for name, kind in get_type_hints(TrainConfig).items() if name in settings}
     for section in KINDS.keys() & settings.keys():
         inner, kinds = settings[section], KINDS[section]
@@ -131,14 +150,12 @@ def _records(settings: Any, plugins: Plugins, folder: Path | None) -> dict[str, 
     }
 
 
-def _plain(settings: dict[str, Any], name: str, record: Any) -> Any:
-    """A section without its kind, unless that is one of its record's own fields."""
+def _plain(settings: dict[str, Any], name: str) -> Any:
+    """A section without its kind, which its record is chosen by."""
     inner = settings[name]
     if name not in KINDS or not isinstance(inner, dict):
         return inner
-    known = {field.name: field for field in fields(record)}
-    kind = {"kind": inner.get("kind", known["kind"].default)} if "kind" in known else {}
-    return {**kind, **{key: value for key, value in inner.items() if key != "kind"}}
+    return {key: value for key, value in inner.items() if key != "kind"}
 
 
 def _refuse_unknown(settings: Any, record: type, source: str, path: str) -> None:

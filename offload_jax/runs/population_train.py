@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 
 from offload_jax.env.environment import Environment
 from offload_jax.files.checks import ConfigError
+from offload_jax.files.plugins import Plugins
 from offload_jax.learning import nonfinite, updates
 from offload_jax.learning.algorithm import Learner
 from offload_jax.learning.devices import Devices, local_copy
@@ -51,6 +52,7 @@ def train_population(
     callbacks: Sequence[Callback] = (),
     warn: Callable[[str], None] = print,
     tell: Callable[[str], None] | None = None,
+    plugins: Plugins = (),
 ) -> dict[str, train.RunResult]:
     """Trains all members, or goes on with those in `folder`, from the newest update they share.
 
@@ -67,13 +69,13 @@ def train_population(
     train.check_rules(first)
     find_makers(first.tracking)
     if not is_population(Path(folder)):
-        train.check_init_from(first)
+        train.check_init_from(first, plugins)
     started, devices = time.perf_counter(), member_devices(members)
     with ExitStack() as stack:
         stop = stack.enter_context(stop_requests())
         runs = [_Run(name, config, Path(folder), stack, warn) for name, config in members.items()]
         write_members(Path(folder), members)  # last: every member has its settings
-        states = _start(runs)
+        states = _start(runs, plugins)
         step = int(states.step[0])
         task, states = PopulationLearning(list(members.values()), devices), devices.deal(states)
         if tell:
@@ -135,14 +137,14 @@ class _Run:
         train.finish(self.folder, self.config, self.about, step, seconds)
 
 
-def _start(group: Sequence[_Run]) -> LearnerState:
+def _start(group: Sequence[_Run], plugins: Plugins) -> LearnerState:
     """All members' states, stacked, at the newest update that all have saved.
 
     Those that diverged start afresh, as ballast. Raises ConfigError where there is no such update.
     """
     steps = {m.folder: {s.step for s in m.checkpoints.good} for m in group if not m.diverged}
     if not any(steps.values()):
-        return _stacked([train.first_state(member.config, member.warn) for member in group])
+        return _stacked([train.first_state(m.config, m.warn, plugins) for m in group])
     shared = set.intersection(*steps.values())
     if not shared:
         have = "; ".join(

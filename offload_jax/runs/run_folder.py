@@ -30,7 +30,7 @@ from offload_jax.files.checks import ConfigError
 from offload_jax.files.disk import PACKAGE, replace_file
 from offload_jax.files.plugins import Plugins
 from offload_jax.runs import run_files
-from offload_jax.runs.config import TrainConfig, to_settings
+from offload_jax.runs.config import TrainConfig, plugins_of, to_settings
 from offload_jax.runs.config_file import load_config, to_yaml
 
 # What a start that was killed at once may leave (of files, by `disk.replace_file`).
@@ -81,7 +81,7 @@ def claimed(folder: Path, config: TrainConfig) -> Iterator[dict[str, Any]]:
     """
     with _claimed(folder):
         if is_run(folder):
-            config = resumed(read_config(folder, plugins=None), config)  # `config` has been checked
+            config = resumed(read_config(folder, plugins_of(config)), config)
         yield _write_about(folder, config)
 
 

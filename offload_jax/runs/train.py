@@ -6,7 +6,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,14 @@ from offload_jax.files.checks import CheckpointError, ConfigError
 from offload_jax.files.plugins import Plugins
 from offload_jax.learning import updates
 from offload_jax.learning.devices import Devices
+from offload_jax.learning.fit import check_fit
 from offload_jax.learning.trajectories import sample_instances
 from offload_jax.learning.updates import LearnerState
 from offload_jax.plans.outcome import check_all_local
 from offload_jax.policy.policy import Policy
 from offload_jax.runs import multihost, policy_folder, run_files, run_folder
 from offload_jax.runs.checkpoint import Checkpoints
-from offload_jax.runs.config import TrainConfig, to_settings
+from offload_jax.runs.config import TrainConfig, plugins_of, plugins_option, to_settings
 from offload_jax.runs.loop import Member, describe_needs, loop, prepare, stop_requests
 from offload_jax.runs.recorder import Callback, Recorder, Reporter, Row
 from offload_jax.runs.restore import find, restore
@@ -55,13 +56,15 @@ def train(
     folder: str | Path | None = None,
     warn: Callable[[str], None] = print,
     tell: Callable[[str], None] | None = None,
+    plugins: Plugins = (),
 ) -> RunResult:
     """Trains, or goes on with the run in `folder` where that holds one.
 
     Every `run.log_every` updates a row goes to metrics.jsonl, W&B and the callbacks; every
     `run.eval_every` updates the greedy policy is evaluated and the state saved, and every
     `run.save_s` seconds, too. Ctrl-C or SIGTERM saves and returns with `finished` False; a second
-    one stops at once. `tell` hears what the run needs before the first update.
+    one stops at once. `tell` hears what the run needs before the first update. `plugins` may be
+    loaded for `init_from`, besides what the configuration itself names.
 
     In several processes (`multihost.started`) all have to call this, with one shared `folder`; the
     first one writes rows, mirrors and calls back. A stop of one stops all.
@@ -75,7 +78,7 @@ def train(
     check_rules(config)
     find_makers(config.tracking)
     if folder is None or not run_folder.is_run(Path(folder)):
-        check_init_from(config)
+        check_init_from(config, plugins)
     started, first = time.perf_counter(), multihost.is_first()
     folder = Path(
         multihost.from_first(str(run_folder.new_folder(config) if folder is None else folder))
@@ -86,7 +89,9 @@ def train(
             lambda: about.update(claim.enter_context(run_folder.claimed(folder, config)))
         )
         heard = callbacks if first else ()
-        state = _trained(config, folder, about, devices, heard, warn, tell or (lambda _: None))
+        state = _trained(
+            config, folder, about, devices, heard, warn, tell or (lambda _: None), plugins
+        )
         step, seconds = int(state.step), time.perf_counter() - started
         multihost.first_only(lambda: run_folder.write_end(folder, about, step, seconds))
     return read_result(folder, config, step)
@@ -100,6 +105,7 @@ def _trained(
     callbacks: Sequence[Callback],
     warn: Callable[[str], None],
     tell: Callable[[str], None],
+    plugins: Plugins,
 ) -> LearnerState:
     """The state at the end of a run whose directory is claimed."""
     first, checkpoints_folder = multihost.is_first(), folder / run_files.CHECKPOINTS
@@ -111,7 +117,7 @@ def _trained(
         ExitStack() as trackers,  # told of the end when Ctrl-C is what it was before
         stop_requests() as stop,
     ):
-        state, saved = _start_state(config, checkpoints, devices, warn)
+        state, saved = _start_state(config, checkpoints, devices, warn, plugins)
         task = PolicyLearning(config, devices)
         about["starts"][-1] |= (needs := prepare(task, state))
         if first:
@@ -146,7 +152,7 @@ def draw_curve(folder: Path, config: TrainConfig) -> None:
 def read_result(folder: Path, config: TrainConfig, step: int) -> RunResult:
     """What a run directory holds after `step` updates."""
     rows = read_rows(folder / run_files.ROWS)
-    policy = load_policy(folder, plugins=None)  # of a run that has just been trained here
+    policy = load_policy(folder, plugins=plugins_of(config))
     return RunResult(folder, policy, rows, step, step >= config.learner.updates)
 
 
@@ -157,13 +163,18 @@ def initial_state(config: TrainConfig) -> LearnerState:
 
 
 def check_rules(config: TrainConfig) -> None:
-    """Raises ConfigError for constraints that all-local plans of the scenario break."""
-    if config.splits.constraints:
-        instances = sample_instances(config.scenario, jax.random.key(config.seed), 64)
-        try:
+    """Raises ConfigError for constraints that all-local plans of the scenario break.
+
+    And for code of the user's own that does not fit together.
+    """
+    try:
+        if plugins_of(config):
+            check_fit(config.to_learner())
+        if config.splits.constraints:
+            instances = sample_instances(config.scenario, jax.random.key(config.seed), 64)
             check_all_local(instances, config.splits.to_solver())
-        except ValueError as error:
-            raise ConfigError(str(error)) from None
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
 
 
 _init = jax.jit(updates.init, static_argnums=0)  # as one program: 6 s sooner than op by op
@@ -174,38 +185,48 @@ def _start_state(
     checkpoints: Checkpoints,
     devices: Devices,
     warn: Callable[[str], None],
+    plugins: Plugins,
 ) -> tuple[LearnerState, Mapping[str, Any]]:
     """The state to start from, and what its checkpoint says about it."""
     saved = checkpoints.newest()
     if saved is not None:
         return restore(saved, devices.place(initial_state(config))), saved.about
-    return devices.place(first_state(config, warn)), {}
+    return devices.place(first_state(config, warn, plugins)), {}
 
 
-def first_state(config: TrainConfig, warn: Callable[[str], None]) -> LearnerState:
+def first_state(
+    config: TrainConfig, warn: Callable[[str], None], plugins: Plugins = ()
+) -> LearnerState:
     """The state before the first update, its parameters those of `init_from` where one is given."""
     state = initial_state(config)
     if config.init_from is None:
         return state
-    return replace(state, params=load_policy(config.init_from, warn=warn).params)
+    policy = load_policy(config.init_from, warn=warn, plugins=_with_own(config, plugins))
+    return replace(state, params=policy.params)
 
 
-def check_init_from(config: TrainConfig) -> None:
+def _with_own(config: TrainConfig, plugins: Plugins) -> Plugins:
+    """The plugins, and what the configuration itself names."""
+    return None if plugins is None else [*plugins, *plugins_of(config)]
+
+
+def check_init_from(config: TrainConfig, plugins: Plugins = ()) -> None:
     """Raises ConfigError where init_from holds no policy, or one of another network."""
     if config.init_from is None:
         return
     try:
-        theirs = asdict(settings_of(config.init_from).network)
+        found = settings_of(config.init_from, _with_own(config, plugins))
     except ConfigError as error:
         raise ConfigError(
             f"init_from is {config.init_from!r}; must be a run directory, a policy folder or one "
             f"of {', '.join(policy_folder.names())} ({error})"
         ) from None
-    for name, mine in asdict(config.network).items():
-        if mine != theirs[name]:
+    theirs = to_settings(found)["network"]
+    for name, mine in to_settings(config)["network"].items():
+        if mine != theirs.get(name):
             raise ConfigError(
-                f"network.{name} is {mine!r}; must be {theirs[name]!r}, as in {config.init_from}, "
-                "whose parameters init_from takes"
+                f"network.{name} is {mine!r}; must be {theirs.get(name)!r}, as in "
+                f"{config.init_from}, whose parameters init_from takes"
             )
 
 
@@ -244,6 +265,7 @@ def load_policy(
     if saved is None:
         raise CheckpointError(
             f"run {folder} has no checkpoint yet; train on with: train.py --run {folder}"
+            f"{plugins_option(config)}"
         )
     state = restore(saved, like)
     return Policy(state.params, config.network, config.to_env(), f"{folder} at update {saved.step}")

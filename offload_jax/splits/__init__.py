@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from offload_jax.files.checks import Checks
 from offload_jax.splits.dual import best_reply
 from offload_jax.splits.problem import Solution, SplitProblem
 from offload_jax.splits.rules import Facts, RuleError, Rules
-from offload_jax.splits.solver import NATIVE, SOLVERS, Solver, solver_named
+from offload_jax.splits.solver import (
+    NATIVE,
+    SOLVERS,
+    Solver,
+    find_solver,
+    full_name,
+    make_solver,
+    solver_named,
+)
 
 __all__ = [
     "NATIVE",
@@ -21,6 +28,8 @@ __all__ = [
     "SplitProblem",
     "SplitsConfig",
     "best_reply",
+    "find_solver",
+    "full_name",
     "solve_splits",
     "solver_named",
 ]
@@ -33,18 +42,19 @@ class SplitsConfig:
     docs/how-to/constraints.md says what a rule may be.
     """
 
-    solver: str = "native"  # native (fastest), cvxpylayers-moreau or cvxpylayers-diffcp
+    # native (fastest), cvxpylayers-moreau, cvxpylayers-diffcp, or your own as file.py:Name
+    solver: str = "native"
     constraints: tuple[str, ...] = ()  # each "expression <= expression", convex; cvxpylayers only
     terms: tuple[str, ...] = ()  # each a concave expression in seconds, added to the objective
 
     def validate(self) -> None:
         """Raises ValueError naming the field and what is allowed, before anything is compiled."""
-        Checks(self, "splits").one_of("solver", tuple(SOLVERS))
         self.to_solver().validate()
 
     def to_solver(self) -> Solver:
-        """The solver with these rules."""
-        return SOLVERS[self.solver](self.solver, Rules(self.constraints, self.terms))
+        """The solver with these rules, which may be one of the user's own that the caller chose."""
+        rules = Rules(self.constraints, self.terms)
+        return make_solver(self.solver, rules, "splits.solver")
 
 
 def solve_splits(problem: SplitProblem, solver: str | Solver = "native") -> Solution:

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+from offload_jax.files.checks import ConfigError
+from offload_jax.files.plugins import Plugins, check_record, find, is_own, name_of
 from offload_jax.splits.implicit import solve_native
 from offload_jax.splits.layer import check_solver
 from offload_jax.splits.problem import Solution, SplitProblem
@@ -88,10 +91,42 @@ SOLVERS: dict[str, Callable[[str, Rules], Solver]] = {
 NATIVE = Native()
 
 
-def solver_named(solver: str | Solver) -> Solver:
-    """The solver of that name; what is a solver already, as it is. Raises ValueError for others."""
-    if not isinstance(solver, str):
-        return solver
-    if solver not in SOLVERS:
-        raise ValueError(f"solver is {solver!r}; must be one of {', '.join(SOLVERS)}")
-    return SOLVERS[solver](solver, NO_RULES)
+def find_solver(
+    name: str, where: str, plugins: Plugins = (), folder: Path | None = None
+) -> Callable[[str, Rules], Solver]:
+    """What makes the solver of that name from the name and rules, or the user's own.
+
+    Raises ConfigError (a ValueError) as `plugins.find`, and for what is no solver.
+    """
+    found = find(name, SOLVERS, where, plugins, folder)
+    if is_own(name):
+        check_record(found, Solver, f"{where} is {name!r}")
+    return found
+
+
+def full_name(name: str) -> str:
+    """The name of a solver as another process finds it, too: own ones by their absolute path."""
+    return name_of(find_solver(name, "solver", None), "solver") if is_own(name) else name
+
+
+def make_solver(name: str, rules: Rules, where: str) -> Solver:
+    """The solver of that name, which the caller has chosen, with these rules.
+
+    Raises ConfigError (a ValueError) for an unknown name, ValueError where it takes no rules.
+    """
+    make = find_solver(name, where, plugins=None)
+    try:
+        return make(name, rules)
+    except TypeError as error:
+        raise ConfigError(
+            f"{where} is {name!r}, which cannot be made ({error}); must take its name and rules"
+        ) from None
+
+
+def solver_named(solver: str | Solver, where: str = "solver") -> Solver:
+    """The solver of that name; what is a solver already, as it is.
+
+    The name may be the user's own, as `file.py:Name`, which the caller has chosen. Raises
+    ConfigError (a ValueError) for others.
+    """
+    return make_solver(solver, NO_RULES, where) if isinstance(solver, str) else solver

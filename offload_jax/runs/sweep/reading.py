@@ -13,8 +13,8 @@ import yaml
 from offload_jax.files.checks import ConfigError
 from offload_jax.files.plugins import nearest
 from offload_jax.learning.updates import METRICS as METRICS_OF_UPDATE
-from offload_jax.runs.config import preset_folder, to_settings
-from offload_jax.runs.config_file import UniqueKeyLoader, load_config
+from offload_jax.runs.config import preset_folder
+from offload_jax.runs.config_file import UniqueKeyLoader
 from offload_jax.runs.moved import moved_name
 from offload_jax.runs.sweep.space import Space, combinations, read_space
 from offload_jax.runs.sweep.spec import CONFIG, Goal, Hyperband, SweepConfig
@@ -182,7 +182,7 @@ def _command(command: Any) -> tuple[str, ...]:
 def _check_settings(sweep: SweepConfig) -> None:
     """Every name is a setting, every value of its type, and their combinations make sense."""
     for config in sweep.parameters.get(CONFIG, Space("choice", ("paper",))).ends():
-        settings = to_settings(load_config(str(config)))
+        settings = sweep.known(str(config))
         for name, space in sweep.parameters.items():
             if name != CONFIG:
                 _check_parameter(sweep.source, name, space, settings)

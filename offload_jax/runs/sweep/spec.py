@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
-from offload_jax.runs.config import TrainConfig, to_settings
+from offload_jax.files.plugins import is_own, sources
+from offload_jax.runs.config import KINDS, TrainConfig, own_code, to_settings, with_kind
 from offload_jax.runs.config_file import from_settings, load_config
 from offload_jax.runs.sweep.space import Scalar, Space
 
@@ -76,16 +77,37 @@ class SweepConfig:
         Raises ConfigError for unknown parameters and impossible values.
         """
         chosen = dict(values)
-        base = load_config(str(chosen.pop(CONFIG, "paper")))
-        known = to_settings(base)
-        for name in sorted(chosen, key=lambda name: not name.endswith(".kind")):
-            (part, _, key), value = name.rpartition("."), chosen[name]
-            if key == "kind" and value != known[part]["kind"]:
-                known[part] = {}  # the other kind's own defaults
+        config = load_config(str(chosen.pop(CONFIG, "paper")))
+        for name in [name for name in chosen if _is_kind(name)]:
+            config = with_kind(config, name.partition(".")[0], str(chosen.pop(name)), None)
+        known = to_settings(config)
+        for name, value in chosen.items():
+            part, _, key = name.rpartition(".")
             record = known[part] if part else known
             # On a command line a single value makes a tuple of one.
             record[key] = (value,) if isinstance(record.get(key), tuple) else value
-        return from_settings(known, f"{self.source}: parameters")
+        return from_settings(known, f"{self.source}: parameters", plugins=None)
+
+    def known(self, config: str) -> dict[str, Any]:
+        """All settings that trials with this configuration may have, nested as in a file."""
+        base = load_config(config)
+        found = to_settings(base)
+        for name, space in self.parameters.items():
+            section = name.partition(".")[0]
+            for kind in space.values if _is_kind(name) else ():
+                other = to_settings(with_kind(base, section, str(kind), None))
+                found[section] = other[section] | found[section]
+        return found
+
+    @cached_property
+    def plugins(self) -> list[str]:
+        """Own code that the file's trials may name: what they go on with has to be told of it."""
+        configs = self.parameters.get(CONFIG, Space("choice", ("paper",))).values
+        named = [own_code(to_settings(load_config(str(config)))).values() for config in configs]
+        spaces = [s.values for name, s in self.parameters.items() if _is_kind(name)]
+        spaces += [s.values for name, s in self.parameters.items() if name == "splits.solver"]
+        own = [str(name) for names in (*named, *spaces) for name in names if is_own(name)]
+        return sources(own)
 
     def words(self, values: Mapping[str, Scalar]) -> list[str]:
         """The options of a trial, as W&B's ${args}."""
@@ -100,3 +122,9 @@ class SweepConfig:
             "${args}": arguments,
         }
         return [word for item in self.command for word in macros.get(item, [item])]
+
+
+def _is_kind(name: str) -> bool:
+    """Whether a parameter chooses an implementation."""
+    section, _, key = name.partition(".")
+    return key == "kind" and section in KINDS

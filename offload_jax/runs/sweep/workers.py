@@ -109,7 +109,8 @@ class TrialProcess:
     def _command(self) -> list[str]:
         run = [f"--run={self.folder}"]
         if is_run(self.folder):  # its own config.yaml has all settings
-            return self.sweep.command_line(run)
+            own = self.sweep.plugins
+            return self.sweep.command_line([*run, *(["--plugins", *own] if own else [])])
         return self.sweep.command_line([*self.sweep.words(self.trial.parameters), *run])
 
     def foreign(self) -> str | None:
