@@ -14,7 +14,6 @@ import tyro
 
 from offload_jax.files.checks import ConfigError, SyncError
 from offload_jax.runs import run_files, run_folder
-from offload_jax.runs.config import to_settings
 from offload_jax.runs.restore import Checkpoint, aliases_of, best, examine
 from offload_jax.runs.tracking.metrics import read_rows
 from offload_jax.runs.tracking.tracker import RunStart
@@ -49,23 +48,23 @@ class Arguments:
 def run(words: list[str], prog: str) -> int:
     """Uploads as the words say. Raises ConfigError for no run, SyncError where W&B fails."""
     parsed = tyro.cli(Arguments, args=words, prog=prog)
-    config, run_id = run_folder.read_config(parsed.run), _run_id(parsed.run)
+    (settings, known), run_id = run_folder.read_plain(parsed.run), _run_id(parsed.run)
     if not 0 < parsed.timeout_s < math.inf:
         raise ConfigError(f"timeout-s is {parsed.timeout_s}; must be above 0 and finite (s)")
     rows = read_rows(parsed.run / run_files.ROWS)
     if not rows:
         raise ConfigError(f"run {parsed.run} has no rows yet; train it first")
     tracking = replace(
-        config.tracking,
+        known,
         wandb="online",
-        project=parsed.project or config.tracking.project,
-        entity=parsed.entity or config.tracking.entity,
+        project=parsed.project or known.project,
+        entity=parsed.entity or known.entity,
     )
     checkpoints = (
         [] if parsed.no_checkpoints else _best_and_latest(parsed.run / run_files.CHECKPOINTS)
     )
     print(f"uploading {parsed.run} to W&B, project {tracking.project}, run {run_id}", flush=True)
-    start = RunStart(parsed.run, run_id, to_settings(config), warn=lambda _: None)
+    start = RunStart(parsed.run, run_id, settings, warn=lambda _: None)
     # Where that is interrupted, W&B may still write for a moment.
     with tempfile.TemporaryDirectory("-offload-jax", ignore_cleanup_errors=True) as scratch:
         # It is told what a run tells while it goes on.

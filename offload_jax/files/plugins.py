@@ -16,7 +16,6 @@ import shlex
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
@@ -86,7 +85,8 @@ def check_allowed(named: Mapping[str, str], plugins: Plugins) -> None:
         return
     refused = {where: name for where, name in named.items() if _allowed(name, plugins) is None}
     for where, name in refused.items():
-        needed = [*dict.fromkeys([*plugins, *sources(refused.values())])]
+        given = [plugin.rpartition(":")[0] or plugin for plugin in plugins]
+        needed = [*dict.fromkeys([*given, *sources(refused.values())])]
         raise ConfigError(
             f"{where} is {name!r}, code that is not of offload-jax; files run no code unless you "
             f"say so: {option(needed)} (in Python plugins={needed!r})"
@@ -129,6 +129,22 @@ def loaded(of: Callable[[Any], bool]) -> tuple[str, Any] | None:
     return next(((name, thing) for name, thing in _own.items() if of(thing)), None)
 
 
+def check_class(found: Any, protocol: type, said: str) -> None:
+    """Raises ConfigError, which `said` begins, unless a class has all that the protocol has."""
+    if not isinstance(found, type):
+        raise ConfigError(f"{said}; must be a class, is {type(found).__name__}")
+    declared = [*vars(protocol), *vars(protocol).get("__annotations__", ())]
+    wanted = [name for name in declared if not name.startswith("_")]
+    known = getattr(found, "__dataclass_fields__", {})  # some have no value in the class
+    lacking = [name for name in wanted if not hasattr(found, name) and name not in known]
+    lacking += getattr(found, "__abstractmethods__", ())
+    if lacking:
+        raise ConfigError(
+            f"{said}; {found.__name__} lacks {', '.join(lacking)}; must have all that "
+            f"{protocol.__module__}.{protocol.__name__} has"
+        )
+
+
 def check_frozen(found: Any, said: str) -> None:
     """Raises ConfigError, which `said` begins, unless this is a frozen dataclass."""
     if not isinstance(found, type):
@@ -141,16 +157,7 @@ def check_frozen(found: Any, said: str) -> None:
 def check_record(found: Any, protocol: type, said: str) -> None:
     """Raises ConfigError unless this is a frozen dataclass with all that the protocol has."""
     check_frozen(found, said)
-    declared = [*vars(protocol), *vars(protocol).get("__annotations__", ())]
-    wanted = [name for name in declared if not name.startswith("_")]
-    known = {one.name for one in fields(found)}
-    lacking = [name for name in wanted if not hasattr(found, name) and name not in known]
-    lacking += getattr(found, "__abstractmethods__", ())
-    if lacking:
-        raise ConfigError(
-            f"{said}; {found.__name__} lacks {', '.join(lacking)}; must have all that "
-            f"{protocol.__module__}.{protocol.__name__} has"
-        )
+    check_class(found, protocol, said)
 
 
 def nearest(name: str, allowed: Sequence[str]) -> str:

@@ -22,6 +22,7 @@ from offload_jax.policy.network import Network
 from offload_jax.policy.networks import NETWORKS
 from offload_jax.policy.transformer import Transformer
 from offload_jax.problem.scenario import SCENARIOS, PaperScenario, Scenario
+from offload_jax.runs.tracking import registry
 from offload_jax.runs.tracking.metrics import TrackingConfig
 from offload_jax.splits import SplitsConfig, full_name
 
@@ -192,18 +193,19 @@ def to_settings(config: TrainConfig) -> dict[str, Any]:
         kind = kinds.implementation(getattr(config, section))[0]
         settings[section] = {"kind": kind} | settings[section] | {"kind": kind}
     settings["splits"]["solver"] = full_name(config.splits.solver)
+    settings["tracking"]["also"] = tuple(map(registry.full_name, config.tracking.also))
     return settings
 
 
 def own_code(settings: Mapping[str, Any]) -> dict[str, str]:
     """Names of the user's own code in settings, nested as in a file, by the setting that has it."""
-    places = [*((section, "kind") for section in KINDS), ("splits", "solver")]
-    found = {}
-    for section, key in places:
-        inner = settings.get(section)
-        if isinstance(inner, dict) and plugins.is_own(inner.get(key)):
-            found[f"{section}.{key}"] = inner[key]
-    return found
+    parts = {name: part for name, part in settings.items() if isinstance(part, dict)}
+    named: dict[str, Any] = {f"{name}.kind": parts.get(name, {}).get("kind") for name in KINDS}
+    named["splits.solver"] = parts.get("splits", {}).get("solver")
+    also = parts.get("tracking", {}).get("also")
+    for i, name in enumerate(also if isinstance(also, list | tuple) else ()):
+        named[f"tracking.also[{i}]"] = name
+    return {where: name for where, name in named.items() if plugins.is_own(name)}
 
 
 def plugins_of(config: TrainConfig) -> list[str]:

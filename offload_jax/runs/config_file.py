@@ -21,6 +21,7 @@ from offload_jax.runs.config import (
     to_settings,
 )
 from offload_jax.runs.moved import moved
+from offload_jax.runs.tracking.registry import find_maker
 from offload_jax.splits import find_solver
 
 
@@ -51,11 +52,16 @@ def parse_config(
     text: str, source: str = "<text>", plugins: Plugins = None, folder: Path | None = None
 ) -> TrainConfig:
     """The configuration in a YAML text; `source` names it in errors."""
+    return from_settings(read_settings(text, source), source, plugins, folder)
+
+
+def read_settings(text: str, source: str) -> Any:
+    """The settings in a YAML text as they stand there: nothing is checked, and no code loaded."""
     try:
         settings = yaml.load(text, _StrictLoader)  # a SafeLoader
     except yaml.YAMLError as error:
         raise ConfigError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
-    return from_settings({} if settings is None else settings, source, plugins, folder)
+    return {} if settings is None else settings
 
 
 def from_settings(
@@ -71,7 +77,7 @@ def from_settings(
             raise ConfigError(f"the file is {settings!r}; must be a mapping of settings")
         check_allowed(own_code(settings), plugins)  # all at once
         records = _records(settings, plugins, folder)
-        settings = _with_solver(settings, plugins, folder)
+        settings = _loaded(settings, plugins, folder)
     except ConfigError as error:
         raise ConfigError(f"{source}: {error}") from None
     _refuse_unknown(settings, TrainConfig, source, "")
@@ -127,13 +133,20 @@ _StrictLoader.add_implicit_resolver(
 )
 
 
-def _with_solver(settings: dict[str, Any], plugins: Plugins, folder: Path | None) -> dict[str, Any]:
-    """With a solver of the user's own loaded, and under its full name."""
-    splits = settings.get("splits")
-    if not isinstance(splits, dict) or not is_own(splits.get("solver")):
-        return settings
-    solver = find_solver(splits["solver"], "splits.solver", plugins, folder)
-    return {**settings, "splits": {**splits, "solver": name_of(solver, "splits.solver")}}
+def _loaded(settings: dict[str, Any], plugins: Plugins, folder: Path | None) -> dict[str, Any]:
+    """With solver and trackers of the user's own loaded, and under their full names."""
+    splits, tracking = (dict(settings.get(name) or {}) for name in ("splits", "tracking"))
+    named = own_code(settings)
+    if "splits.solver" in named:
+        solver = find_solver(named["splits.solver"], "splits.solver", plugins, folder)
+        splits["solver"] = name_of(solver, "splits.solver")
+        settings = {**settings, "splits": splits}
+    if any(where.startswith("tracking.") for where in named):
+        also = [find_maker(name, plugins, folder) for name in tracking["also"]]
+        pairs = zip(tracking["also"], also, strict=True)
+        tracking["also"] = [name_of(one, name) if is_own(name) else name for name, one in pairs]
+        settings = {**settings, "tracking": tracking}
+    return settings
 
 
 def _records(settings: dict[str, Any], plugins: Plugins, folder: Path | None) -> dict[str, type]:

@@ -31,7 +31,8 @@ from offload_jax.files.disk import PACKAGE, replace_file
 from offload_jax.files.plugins import Plugins
 from offload_jax.runs import run_files
 from offload_jax.runs.config import TrainConfig, plugins_of, to_settings
-from offload_jax.runs.config_file import load_config, to_yaml
+from offload_jax.runs.config_file import from_settings, load_config, read_settings, to_yaml
+from offload_jax.runs.tracking.metrics import TrackingConfig
 
 # What a start that was killed at once may leave (of files, by `disk.replace_file`).
 _LEFT = re.compile(r"\.lock|run\.json|(config\.yaml|run\.json|population\.json)\.[0-9a-f]{32}\.tmp")
@@ -142,13 +143,28 @@ def read_config(folder: str | Path, plugins: Plugins = ()) -> TrainConfig:
 
     Raises ConfigError where it is none, and for code of the user's own that `plugins` do not name.
     """
+    return load_config(_config_file(folder), plugins)
+
+
+def read_plain(folder: str | Path) -> tuple[dict[str, Any], TrackingConfig]:
+    """The same as they stand in the file, whatever code they name, and where metrics go.
+
+    Raises ConfigError where it is no run directory.
+    """
+    path = _config_file(folder)
+    settings = read_settings(path.read_text(encoding="utf-8"), str(path))
+    told = {k: v for k, v in settings.get("tracking", {}).items() if k != "also"}
+    return settings, from_settings({"tracking": told}, str(path)).tracking
+
+
+def _config_file(folder: str | Path) -> Path:
     if not is_run(Path(folder)):
         inner = next(Path(folder).glob("*/config.yaml"), None)
         hint = f", such as {inner.parent}" if inner else ""
         raise ConfigError(
             f"run is {str(folder)!r}; must be a run directory (with a config.yaml){hint}"
         )
-    return load_config(Path(folder) / run_files.CONFIG, plugins)
+    return Path(folder) / run_files.CONFIG
 
 
 def resumed(saved: TrainConfig, wanted: TrainConfig) -> TrainConfig:

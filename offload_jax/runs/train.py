@@ -217,10 +217,13 @@ def check_init_from(config: TrainConfig, plugins: Plugins = ()) -> None:
     try:
         found = settings_of(config.init_from, _with_own(config, plugins))
     except ConfigError as error:
-        raise ConfigError(
-            f"init_from is {config.init_from!r}; must be a run directory, a policy folder or one "
-            f"of {', '.join(policy_folder.names())} ({error})"
-        ) from None
+        there = run_folder.is_run(Path(config.init_from)) or policy_folder.is_policy(
+            config.init_from
+        )
+        names = ", ".join(policy_folder.names())
+        wrong = f"must be a run directory, a policy folder or one of {names} ({error})"
+        wrong = f"it cannot be used: {error}" if there else wrong
+        raise ConfigError(f"init_from is {config.init_from!r}; {wrong}") from None
     theirs = to_settings(found)["network"]
     for name, mine in to_settings(config)["network"].items():
         if mine != theirs.get(name):

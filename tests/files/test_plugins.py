@@ -22,7 +22,8 @@ from offload_jax.runs.config import TrainConfig, own_code, plugins_of, to_settin
 from offload_jax.runs.config_file import from_settings, load_config, parse_config, to_yaml
 from offload_jax.runs.population import Members, read_members, write_members
 from offload_jax.runs.run_folder import read_config
-from offload_jax.runs.sweep.reading import load_sweep
+from offload_jax.runs.sweep.reading import check_own, load_sweep
+from offload_jax.runs.tracking.registry import find_makers
 from offload_jax.splits import NATIVE, SplitsConfig
 
 pytestmark = pytest.mark.fast
@@ -359,6 +360,34 @@ def test_sweeps_with_code(file, tmp_path, monkeypatch) -> None:
     config = sweep.settings(values)
     assert config.splits.solver == f"{file}:Exact"
     assert to_settings(config)["algorithm"]["sharpness"] == 0.2
+
+
+def test_the_file_in_a_sweeps_directory_runs_no_code(file, trap, monkeypatch) -> None:
+    monkeypatch.chdir(file.parent)
+    Path("train.py").write_text("")
+    document = {"program": "train.py", "method": "grid", "parameters": {"seed": {"values": [0]}}}
+    Path("mine.yaml").write_text(json.dumps(document))
+    theirs = document | {"parameters": {"network.kind": {"value": f"{trap}:Wide"}}}
+    (trap.parent / "sweep.yaml").write_text(json.dumps(theirs))
+    with pytest.raises(ConfigError, match="which holds another sweep"):
+        check_own(trap.parent / "sweep.yaml", load_sweep("mine.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("name", "phrase"),
+    [
+        ("own.py:Wide", "Wide lacks row, figure, artifact, finish; must have all"),
+        ("wandbb", "tracking.also is 'wandbb'; must be one of metrics, none, wandb, or your own"),
+    ],
+)
+def test_wrong_trackers(file, monkeypatch, name, phrase) -> None:
+    monkeypatch.chdir(file.parent)
+    document = {"tracking": {"also": ["none", name]}}
+    with pytest.raises(ConfigError) as caught:
+        find_makers(from_settings(document, "site.yaml", None).tracking)
+    assert phrase in str(caught.value)
+    if ":" in name:
+        refused(document, "tracking.also[1] is 'own.py:Wide'", "--plugins own.py", allowed=())
 
 
 def test_nothing_is_compiled_for_what_is_refused(file, monkeypatch) -> None:

@@ -34,10 +34,10 @@ _MACROS = ("${env}", "${interpreter}", "${program}", "${args}")
 
 
 def check_own(path: Path, sweep: SweepConfig) -> None:
-    """Raises ConfigError where a directory keeps the file of another sweep, or a bad one."""
+    """Raises ConfigError where a directory keeps the file of another sweep, or no sweep file."""
     if not path.is_file():
         return
-    kept = load_sweep(str(path))
+    kept = _as_it_stands(path)  # nothing that it names is loaded: the directory may be a stranger's
     if (kept.document.get("name"), kept.key) != (sweep.document.get("name"), sweep.key):
         raise ConfigError(
             f"out is {str(path.parent)!r}, which holds another sweep ({path.name}: another name, "
@@ -64,18 +64,23 @@ def load_sweep(source: str) -> SweepConfig:
         raise ConfigError(
             f"file is {source!r}; must be a sweep file or one of {', '.join(sweeps())}{near}"
         )
+    sweep = _as_it_stands(path)
+    _check_settings(sweep)
+    return sweep
+
+
+def _as_it_stands(path: Path) -> SweepConfig:
+    """A sweep file whose settings have not been looked at."""
     try:
         document = yaml.load(path.read_text(encoding="utf-8"), UniqueKeyLoader)  # a SafeLoader
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"file is {source!r}, which cannot be read: {error}") from None
+        raise ConfigError(f"file is {str(path)!r}, which cannot be read: {error}") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     try:
-        sweep = _read(document, path)
+        return _read(document, path)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
-    _check_settings(sweep)
-    return sweep
 
 
 def _read(document: Any, path: Path) -> SweepConfig:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
-from offload_jax.files.checks import ConfigError
+from offload_jax.files.plugins import Plugins, check_class, find, is_own, name_of
 from offload_jax.runs import run_files
 from offload_jax.runs.tracking.metrics import MetricsFile, TrackingConfig
 from offload_jax.runs.tracking.tracker import Composite, Noop, RunStart, Tracker
@@ -25,14 +26,24 @@ def find_makers(config: TrackingConfig) -> list[Maker]:
 
     Raises ConfigError for a name that there is not.
     """
-    return [_find(name) for name in dict.fromkeys(("metrics", "wandb", *config.also))]
+    names = dict.fromkeys(("metrics", "wandb", *config.also))
+    return [find_maker(name, plugins=None) for name in names]  # the caller has chosen them
 
 
-def _find(name: str) -> Maker:
-    if name in TRACKERS:
-        return TRACKERS[name]
-    # Here own ones are loaded: `file.py:Name` or `package.module:Name`.
-    raise ConfigError(f"tracking.also has {name!r}; must be among {', '.join(TRACKERS)}")
+def find_maker(name: str, plugins: Plugins = (), folder: Path | None = None) -> Maker:
+    """What makes a tracker of that name, or the user's own: a class with all that `Tracker` has.
+
+    Raises ConfigError as `plugins.find`.
+    """
+    found = find(name, TRACKERS, "tracking.also", plugins, folder)
+    if is_own(name):
+        check_class(found, Tracker, f"tracking.also has {name!r}")
+    return found
+
+
+def full_name(name: str) -> str:
+    """The name of a tracker as another process finds it, too: own ones by their absolute path."""
+    return name_of(find_maker(name, None), "tracking.also") if is_own(name) else name
 
 
 def make_trackers(config: TrackingConfig, start: RunStart) -> Tracker:

@@ -103,7 +103,7 @@ def test_names_are_checked_and_each_is_made_once(tmp_path, made) -> None:
     make_trackers(config, start_in(tmp_path, [])).finish()
     assert len(made) == 1
     assert not (tmp_path / "wandb").exists()
-    with pytest.raises(ConfigError, match=r"tracking.also has 'lissener'; must be among metrics, "):
+    with pytest.raises(ConfigError, match=r"tracking.also is 'lissener'; must be one of metrics, "):
         find_makers(TrackingConfig(also=("lissener",)))
 
 
