@@ -115,11 +115,7 @@ OUTCOMES = Group(
     "plans",
     "tests/problem/test_equations.py",
     {
-        "problem-lower": (
-            "problem_of",
-            "jnp.maximum(instance.split_min, placed.centre)",
-            "placed.centre",
-        ),
+        "problem-lower": ("split_rows", "jnp.maximum(split_min, curve.centre)", "curve.centre"),
         "room-slack": ("room", "instance.capacity + slack", "instance.capacity - slack"),
         "feasible-somewhere": ("plans.evaluate", "jnp.all(fits(", "jnp.any(fits("),
         "assignment-of-floats": ("plans._checked", "jnp.integer)", "jnp.number)"),
@@ -261,15 +257,22 @@ CHECKPOINTS = Group(
     },
 )
 
-DEPLOY = Group(
+PHYSICS = Group(
     "deploy",
-    "tests/deploy/test_bundle.py",
+    "tests/deploy/test_physics.py",
     {
         "assignment-negative": ("deploy.effect", "(assignment < 0) | ", ""),
         "air-of-denied": ("deploy.effect", "granted * air", "air"),
         "split-above": ("_flaws", " | (split > record.steps)", ""),
         "over-capacity": ("_flaws", "record.capacity * (1 + 1e-6)", "record.capacity + 1"),
         "over-budget": ("_flaws", "SLACK * np.maximum", "np.maximum"),
+    },
+)
+
+DEPLOY = Group(
+    "deploy",
+    "tests/deploy/test_bundle.py",
+    {
         "strange-high": ("Decider._strange", " or high > most", ""),
         "users-off-by-one": (
             "Decider._check_sizes",
@@ -284,7 +287,7 @@ DEPLOY = Group(
 
 GROUPS = (
     *(EQUATIONS, SPLITS, DERIVATIVES, RULES, CONIC, GAINS, OUTCOMES, ROUNDING, RULED, ENV, SIGHT),
-    *(ALGORITHMS, LAYER, SOFT, DISK, CHECKPOINTS, DEPLOY),
+    *(ALGORITHMS, LAYER, SOFT, DISK, CHECKPOINTS, PHYSICS, DEPLOY),
 )
 MUTANTS = tuple(
     Mutant(name, *fault, group.room, group.first)

@@ -23,7 +23,6 @@ from paths import ROOT
 
 from benchmarks.systems.serving import spoil
 from offload_jax import deploy
-from offload_jax import evaluate as valued
 from offload_jax.deploy.physics import effect
 from offload_jax.deploy.ports import OUTPUTS
 from offload_jax.deploy.verify import replay
@@ -120,37 +119,6 @@ def test_ranges_without_an_end_can_be_written() -> None:
         assert ranges["budget"] == [None, None]
         json.dumps(ranges, allow_nan=False)
     assert ranges["load"][0] > 0
-
-
-# ---- physics
-
-
-def test_numpy_values_a_plan_as_the_package_does(bundle, x64) -> None:
-    rng = np.random.default_rng(0)
-    for i in range(20):
-        (record,) = parse_instances(instance(bundle, i))
-        batches = len(record.intercept)
-        assignment = rng.integers(0, batches + 1, len(record.alpha))
-        outcome = valued(from_record(record), assignment)
-        done = effect(record, assignment, np.asarray(outcome.split, float))
-        np.testing.assert_allclose(done.objective, outcome.objective, rtol=1e-9)
-        np.testing.assert_allclose(done.latency, outcome.latency, rtol=1e-9)
-        assert bool(outcome.feasible) == (done.flaws == ())
-
-
-def test_numpy_names_every_broken_constraint(bundle) -> None:
-    (record,) = parse_instances(instance(bundle))
-    users, whole = len(record.alpha), np.full(len(record.alpha), int(record.steps))
-    full = replace(record, capacity=np.zeros_like(record.capacity), budget=np.zeros(2))
-    everybody = np.ones(users, int)
-    low = np.maximum(record.split_min, record.accuracy_centre[:, 0])
-    flaws = " ".join(effect(full, everybody, np.ceil(low).astype(int)).flaws)
-    assert "batch 1 holds" in flaws
-    assert "GPU-seconds" in flaws
-    assert "split[0] is 0, below" in " ".join(effect(record, everybody, 0 * whole).flaws)
-    assert "split[0] is 0, below" in " ".join(effect(record, 0 * everybody, 0 * whole).flaws)
-    assert "assignment must be" in effect(record, 9 * everybody, whole).flaws[0]
-    assert "finite" in effect(record, everybody, np.full(users, np.nan)).flaws[0]
 
 
 # ---- bundles

@@ -327,6 +327,22 @@ def test_released_users_are_decided_again_and_nobody_else(order):
         assert np.all(others >= len(again))
 
 
+@pytest.mark.fast
+@pytest.mark.parametrize("order", ["arrival", "adaptive"])
+def test_releasing_everybody_leaves_padding_out(order):
+    """Whoever asks for all users starts over with the real ones: padding has nothing to decide."""
+    env, instances = EnvConfig(order=order), world("edge")
+    assert not instances.mask.all()
+    plan = jit(reduced_greedy)(instances)
+    everybody = jnp.ones_like(instances.mask)
+    state = jit(release, static_argnums=3)(instances, plan, everybody, env)
+    start = reset(instances, env)
+    np.testing.assert_array_equal(state.decided, start.decided)
+    np.testing.assert_array_equal(
+        action_mask(instances, state, env), action_mask(instances, start, env)
+    )
+
+
 @pytest.mark.parametrize("order", ORDERS)
 def test_whatever_leads_to_a_plan_ends_there(order):
     """Random actions among those; in adaptive order all users left in the plan, then the stop."""

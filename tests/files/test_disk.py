@@ -66,9 +66,11 @@ def test_other_damage_is_named(sealed, name) -> None:
         disk.check(sealed)
 
 
-def test_another_format_is_named(sealed, monkeypatch) -> None:
-    monkeypatch.setattr(disk, "FORMAT", 2)
-    with pytest.raises(disk.Damaged, match=r"has format 1; this version .* reads 2"):
+@pytest.mark.parametrize("reads", [0, 2])
+def test_an_older_or_newer_format_is_named(sealed, monkeypatch, reads) -> None:
+    """Of a newer one it is not known what else it would promise, so it is not good either."""
+    monkeypatch.setattr(disk, "FORMAT", reads)
+    with pytest.raises(disk.Damaged, match=rf"has format 1; this version .* reads {reads}"):
         disk.check(sealed)
 
 
@@ -78,6 +80,18 @@ def test_a_file_is_replaced_as_a_whole(tmp_path) -> None:
     with pytest.raises(UnicodeEncodeError):
         disk.replace_file(path, "new \udcff")
     assert path.read_text() == "old"
+
+
+def test_of_a_link_its_file_is_replaced(tmp_path) -> None:
+    """As with a configuration that is kept elsewhere: the link goes on leading there."""
+    (tmp_path / "kept").mkdir()
+    kept, link = tmp_path / "kept" / "config.yaml", tmp_path / "config.yaml"
+    kept.write_text("old")
+    link.symlink_to(kept)
+    disk.replace_file(link, "new")
+    assert link.is_symlink()
+    assert kept.read_text() == "new"
+    assert [path.name for path in kept.parent.iterdir()] == ["config.yaml"]
 
 
 def test_a_folder_appears_as_a_whole(tmp_path) -> None:

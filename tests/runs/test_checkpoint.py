@@ -108,6 +108,26 @@ def test_a_step_is_saved_once(folder) -> None:
     assert same(restore(find(folder, "latest", never), state_at(0)), state_at(3))
 
 
+def test_a_step_saved_again_counts_once(tmp_path) -> None:
+    """Else a run that saves at its end what it has just saved would lose an older one for it."""
+    told: list[int] = []
+    with Checkpoints(tmp_path, 2, on_saved=lambda _, step, __: told.append(step)) as checkpoints:
+        for step in (1, 2, 2, 1):
+            checkpoints.save(state_at(step))
+        checkpoints.wait()
+        assert [saved.step for saved in checkpoints.good] == [1, 2]
+    assert told == [1, 2]
+    assert {path.name for path in tmp_path.iterdir()} == {"1", "2"}
+
+
+def test_ten_comes_after_nine(tmp_path) -> None:
+    write(tmp_path, {9: None, 10: None})
+    assert find(tmp_path, "latest", never).step == 10
+    with Checkpoints(tmp_path) as checkpoints:
+        assert [saved.step for saved in checkpoints.good] == [9, 10]
+        assert checkpoints.newest().step == 10
+
+
 def damage(path: Path) -> None:
     """One bit of the arrays themselves."""
     target = max((path / "state").rglob("*"), key=lambda p: p.stat().st_size * p.is_file())

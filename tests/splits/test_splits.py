@@ -24,7 +24,7 @@ from scipy.optimize import minimize
 
 from offload_jax.problem.types import STATUS_TEXT, Status
 from offload_jax.splits import Solution, solve_splits
-from offload_jax.splits.problem import SplitProblem
+from offload_jax.splits.problem import SplitProblem, certify
 
 HERDS = [pytest.param("small", marks=pytest.mark.fast), "long"]  # 2,100 problems in all
 
@@ -160,6 +160,21 @@ def test_certificates_do_not_depend_on_what_a_budget_is_worth() -> None:
     assert np.max(solution.price) > 1e4
     np.testing.assert_allclose(found[1], found[0], atol=1e-5)
     np.testing.assert_allclose(found[2], found[0], atol=1e-5)
+
+
+@pytest.mark.fast
+def test_no_certificate_for_a_server_that_would_pay_its_users(x64) -> None:
+    """A negative price, even where it moves no split: rows at their bounds, or none on a server."""
+    one_row = zoo(1, 1, 1, 1, granted=np.ones((1, 1), bool), steps=np.full(1, 50.0),
+                  lower=np.full((1, 1), 40.0), centre=np.full((1, 1), 20.0),
+                  saving=np.full((1, 1), 1.0), amplitude=np.zeros((1, 1)))  # fmt: skip
+    problem = as_problem(one_row, budget=[[np.inf], [100.0]])  # nobody on the second
+    split = jnp.full((1, 1), 40.0)
+    assert certify(problem, split, jnp.zeros((2, 1))).status == Status.SOLVED
+    for price in ([[-0.5], [0.0]], [[0.0], [-0.5]]):
+        found = certify(problem, split, jnp.array(price))
+        assert found.status == Status.UNCONVERGED, price
+        assert found.residual > 1e-3
 
 
 BAD = {
