@@ -18,6 +18,7 @@ from threading import Lock
 
 from benchmarks import trees
 from benchmarks.common import ROOT
+from benchmarks.quality.mutation import Mutant
 
 # The tests of each room: its own, and those of neighbours that lean on it.
 TESTS = {
@@ -78,12 +79,27 @@ class Workers:
             for process in self.running:
                 _end(process)
 
-    def tested(self, folder: Path, room: str, first: str | None = None) -> Result:
-        """A room's tests on a copy up to the first failure: `first` first, the fast tier before."""
-        files, began = test_files(folder, room, first), time.monotonic()
-        for tier in TIERS:
+    def tested(self, folder: Path, room: str, first: str) -> Result:
+        """A room's tests on a copy up to the first failure: `first` alone, then all others.
+
+        Of both the fast tier before the rest.
+        """
+        files = test_files(folder, room, first)
+        parts = [part for part in (files[:1], files[1:]) if part]
+        return self._up_to_failure(folder, [[*p, "-m", tier] for p in parts for tier in TIERS])
+
+    def untouched(self, folder: Path, mutant: Mutant, by: str) -> Result:
+        """What noticed a mutant, on a copy without it: that test, all parameters, or the room."""
+        name = re.search(r"tests/[^ \[]+", by)
+        if name is None:
+            return self.tested(folder, mutant.room, mutant.first)
+        return self._up_to_failure(folder, [[name[0]]])
+
+    def _up_to_failure(self, folder: Path, runs: Sequence[Sequence[str]]) -> Result:
+        began = time.monotonic()
+        for words in runs:
             left = self.limit_s - (time.monotonic() - began)
-            status, output = self._pytest(folder, [*files, "-m", tier], left)
+            status, output = self._pytest(folder, words, left)
             by = killer(status, output)
             if by:
                 return Result(False, by, time.monotonic() - began, output[-4000:])
@@ -150,9 +166,9 @@ def workers(root: Path, count: int, limit_s: float) -> Iterator[Workers]:
             found.stop()
 
 
-def test_files(tree: Path, room: str, first: str | None) -> list[str]:
+def test_files(tree: Path, room: str, first: str) -> list[str]:
     """The files of tests of a room, `first` in front."""
-    found = [] if first is None else [first]
+    found = [first]
     for name in TESTS[room]:
         path = tree / name
         below = sorted(path.rglob("test_*.py")) if path.is_dir() else [path]
