@@ -33,8 +33,13 @@ EQUATIONS = Group(
         "accuracy-padded": ("user_accuracy", "jnp.where(instance.mask, kept, 0)", "kept"),
         "amplitude-top": ("amplitude", " / top", ""),
         "gain-transfer": ("user_gain", " - transfer", ""),
-        "gap-sign": ("gap", "(best_gain - gain)", "(gain - best_gain)"),
     },
+)
+
+GAPS = Group(
+    "problem",
+    "tests/evaluation/test_compare.py",
+    {"gap-sign": ("gap", "(best_gain - gain)", "(gain - best_gain)")},
 )
 
 SPLITS = Group(
@@ -286,8 +291,8 @@ DEPLOY = Group(
 )
 
 GROUPS = (
-    *(EQUATIONS, SPLITS, DERIVATIVES, RULES, CONIC, GAINS, OUTCOMES, ROUNDING, RULED, ENV, SIGHT),
-    *(ALGORITHMS, LAYER, SOFT, DISK, CHECKPOINTS, PHYSICS, DEPLOY),
+    *(EQUATIONS, GAPS, SPLITS, DERIVATIVES, RULES, CONIC, GAINS, OUTCOMES, ROUNDING, RULED),
+    *(ENV, SIGHT, ALGORITHMS, LAYER, SOFT, DISK, CHECKPOINTS, PHYSICS, DEPLOY),
 )
 MUTANTS = tuple(
     Mutant(name, *fault, group.room, group.first)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from episodes import permute_users, scale_times
+from episodes import permute_users, scale_times, spoil_padding
 from paths import GOLDEN
 
 from offload_jax.files.records import read_instances
@@ -131,6 +131,18 @@ def test_symmetries(x64) -> None:
     scaled = decide(scale_times(instance, 3.7), plan)
     np.testing.assert_allclose(scaled.objective, 3.7 * base.objective, rtol=1e-9)
     np.testing.assert_allclose(scaled.split, base.split, atol=1e-7)
+
+
+@pytest.mark.fast
+def test_padded_users_report_zeros(x64) -> None:
+    """Whatever their rows hold, and whatever is assigned to them; nobody else notices."""
+    instance, plan, best = toy()
+    padded = spoil_padding(pad_users(instance, 5), 7.0)
+    outcome = decide(padded, jnp.concatenate([plan, jnp.array([1, 0])]))
+    np.testing.assert_array_equal(outcome.latency[3:], 0)
+    np.testing.assert_array_equal(outcome.accuracy[3:], 0)
+    assert np.all(np.asarray(outcome.accuracy[:3]) > 0)
+    np.testing.assert_allclose(outcome.objective, best, rtol=1e-12)
 
 
 @pytest.mark.fast
