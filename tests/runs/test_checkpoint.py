@@ -101,6 +101,13 @@ def test_the_newest_and_the_best_stay(tmp_path) -> None:
     assert {path.name for path in (tmp_path / "c").iterdir()} == {"1", "3", "4"}
 
 
+def test_of_equally_good_ones_the_newest_is_the_best(tmp_path) -> None:
+    """As its gap is the same after more training; and the other one need not stay."""
+    write(tmp_path, {1: 0.3, 2: 0.1, 3: 0.1, 4: 0.2}, keep=1)
+    assert find(tmp_path, "best", never).step == 3
+    assert {path.name for path in tmp_path.iterdir()} == {"3", "4"}
+
+
 def test_a_step_is_saved_once(folder) -> None:
     with Checkpoints(folder) as checkpoints:
         checkpoints.save(replace(state_at(9), step=jnp.int32(3)))
