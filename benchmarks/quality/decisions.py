@@ -33,6 +33,7 @@ from offload_jax.policy.decoding import greedy_plan
 from offload_jax.problem.instance import Instance
 from offload_jax.problem.scenario import PRESETS
 from offload_jax.runs import policy_folder
+from offload_jax.splits import NATIVE
 
 SAME = 1e-6  # of sum_i (alpha_i + T l_i): plans worth so nearly the same are ties, in float32
 PER_CELL = 205  # 4,100 in the 20 cells of `paper`
@@ -65,7 +66,7 @@ def deciders(instances: Instance) -> Iterator[tuple[str, Callable[[], np.ndarray
         policy, _ = policy_folder.load(name)
         yield f"policy {name}", lambda p=policy: greedy_plan(p, instances)[0]
     for name, method in METHODS.items():
-        if name not in SLOW and not method.refuse(instances, "native"):
+        if name not in SLOW and not method.refuse(instances, NATIVE):
             yield name, lambda n=name: apply_method(n, instances).assignment
 
 

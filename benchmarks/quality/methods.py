@@ -150,7 +150,7 @@ def proofs() -> Iterator[Row]:
 def _proved(name: str, instances: Sequence[Instance]) -> Row:
     seconds, closed, away, below, gaps = [], 0, [], [], []
     for instance in instances:
-        start = np.asarray(assigner("reduced-greedy")(instance, solver="native"))
+        start = np.asarray(assigner("reduced-greedy")(instance))
         proof = branch_and_bound(instance, 60.0, start)
         gain = float(_gain(instance, jnp.asarray(proof.assignment)))
         seconds.append(proof.seconds)
