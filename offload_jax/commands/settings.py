@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import fields, make_dataclass, replace
 from typing import Any
 
@@ -19,13 +20,7 @@ def peek(words: list[str], name: str) -> str | None:
 
     The defaults of the full parse depend on it.
     """
-    found = None
-    for i, word in enumerate(words):
-        if word == f"--{name}" and i + 1 < len(words):
-            found = words[i + 1]
-        elif word.startswith(f"--{name}="):
-            found = word.split("=", 1)[1]
-    return found
+    return _taken(words, lambda option: option == name)[0].get(name)
 
 
 def peek_all(words: list[str], name: str) -> list[str]:
@@ -42,40 +37,35 @@ def peek_all(words: list[str], name: str) -> list[str]:
     return found
 
 
+def _taken(words: list[str], wanted: Callable[[str], bool]) -> tuple[dict[str, str], list[str]]:
+    """The values of wanted options, by names with underscores, and the other words."""
+    found, rest, left = {}, [], iter(words)
+    for word in left:
+        option, joined, value = word.partition("=")
+        name = option.removeprefix("--").replace("-", "_")
+        if option.startswith("--") and wanted(name):
+            found[name] = value if joined else next(left, "")
+        else:
+            rest.append(word)
+    return found, rest
+
+
 def with_kinds(config: TrainConfig, words: list[str]) -> tuple[TrainConfig, list[str]]:
     """The configuration with the kinds that are asked for, and the other words.
 
     Options of an earlier version count, too. Raises ConfigError for an unknown kind.
     """
-    rest, asked, earlier = [], {}, {}
-    i = 0
-    while i < len(words):
-        option, joined, value = words[i].partition("=")
-        section, _, key = option.removeprefix("--").partition(".")
-        key = key.replace("-", "_")
-        old = section == "learner" and key in MOVED
-        if not option.startswith("--") or not (old or (key == "kind" and section in KINDS)):
-            rest.append(words[i])
-            i += 1
-            continue
-        if not joined:
-            value = words[i + 1] if i + 1 < len(words) else ""
-            i += 1
-        if old:
-            earlier[key] = yaml.safe_load(value)
-        else:
-            asked[section] = value
-        i += 1
-    for section, kind in asked.items():
-        config = with_kind(config, section, kind, None)
-    if earlier:
-        names = ", ".join(f"--learner.{name}" for name in earlier)
-        print(f"note: {names} belong to --algorithm now (--algorithm.kind ...)", file=sys.stderr)
-        settings = to_settings(config)
-        algorithm = {"algorithm": settings["algorithm"], "learner": earlier}
-        chosen = from_settings({"learner": {}, **algorithm}, "options", None).algorithm
-        config = replace(config, algorithm=chosen)
-    return config, rest
+    kinds, rest = _taken(words, {f"{section}.kind" for section in KINDS}.__contains__)
+    earlier, rest = _taken(rest, {f"learner.{key}" for key in MOVED}.__contains__)
+    for name, kind in kinds.items():
+        config = with_kind(config, name.removesuffix(".kind"), kind, None)
+    if not earlier:
+        return config, rest
+    names = ", ".join(f"--{name}" for name in earlier)
+    print(f"note: {names} belong to --algorithm now (--algorithm.kind ...)", file=sys.stderr)
+    said = {name.removeprefix("learner."): yaml.safe_load(x) for name, x in earlier.items()}
+    settings = {"algorithm": to_settings(config)["algorithm"], "learner": said}
+    return replace(config, algorithm=from_settings(settings, "options", None).algorithm), rest
 
 
 def configured(words: list[str], base: TrainConfig) -> TrainConfig:
