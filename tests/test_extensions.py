@@ -37,7 +37,7 @@ from offload_jax.runs import run_folder
 from offload_jax.runs.config_file import from_settings, load_config
 from offload_jax.runs.sweep.reading import load_sweep
 from offload_jax.runs.sweep.trials import Trial
-from offload_jax.runs.sweep.workers import Job, shares
+from offload_jax.runs.sweep.workers import TrialProcess, shares
 from offload_jax.splits import NATIVE, Solution, Solver, SplitProblem, SplitsConfig, solver_named
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
@@ -178,7 +178,7 @@ def test_a_sweep_passes_them_on(folder, monkeypatch, capsys) -> None:
     config = run_folder.read_config("sweep/trials/1", ["own_network.py", "own_algorithm.py"])
     assert type(config.network).__name__ == "PairMLP"
     trial = Trial(1, {}, None, 0)
-    job = Job(trial, Path("sweep"), load_sweep("sweep.yaml"), shares(1)[0])
+    job = TrialProcess(trial, Path("sweep"), load_sweep("sweep.yaml"), shares(1)[0])
     assert job._command()[-3:] == ["--plugins", "own_network.py", "own_algorithm.py"]
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from offload_jax.problem.arrays import pick
 from offload_jax.splits import Facts, Rules, Solution, SplitProblem, best_reply
 from offload_jax.splits.implicit import with_derivative
-from offload_jax.splits.problem import certify, neutral, server_use
+from offload_jax.splits.problem import neutral, server_use, with_status
 from offload_jax.splits.rules import NO_RULES
 
 HALVINGS = 40
@@ -26,7 +26,7 @@ class Bisection:
             raise ValueError(f"splits.solver is {self.name!r}, which takes no rules")
 
     def solve(self, problem: SplitProblem, facts: Facts | None = None) -> Solution:
-        return certify(problem, *exact(problem))
+        return with_status(problem, *exact(problem))
 
 
 def bisect(problem: SplitProblem) -> tuple[jax.Array, jax.Array]:
