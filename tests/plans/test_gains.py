@@ -14,7 +14,7 @@ from episodes import jit, numpy, one, play, sample, world
 from offload_jax.env.step import reset
 from offload_jax.plans.candidates import exact_gains, gain_of
 from offload_jax.plans.outcome import evaluate, fits
-from offload_jax.plans.reduced_gains import reduced_gains
+from offload_jax.plans.reduced_gains import move_gains, reduced_gains
 from offload_jax.problem import equations
 from offload_jax.problem.scenario import EdgeScenario
 
@@ -168,6 +168,26 @@ def test_first_order_in_the_size_of_the_newcomer(x64):
     # 0.01 but for changes of active sets
     assert np.quantile(fine[kept] / coarse[kept], 0.9) < 0.02
     assert np.median(fine[kept] / coarse[kept]) == pytest.approx(0.01, rel=0.02)
+
+
+@pytest.mark.fast
+def test_a_granted_user_moves_as_if_it_had_been_denied():
+    """What it does to itself in its batch now is gone when it moves, so it counts for nothing."""
+    instances = world("edge")
+    assignment = partial_plans(instances)
+    solved = jit(evaluate)(instances, assignment)
+
+    @jit
+    def moves(plan):
+        """The others keep their splits and prices."""
+        split = jnp.where(plan > 0, solved.split, instances.steps)
+        return move_gains(instances, equations.place(instances, plan), split, solved.price)
+
+    together, granted = np.asarray(moves(assignment)), np.asarray(assignment) > 0
+    assert granted.any(axis=1).all()
+    for user in range(instances.num_users):
+        alone, where = np.asarray(moves(assignment.at[user].set(0)))[user], granted[user]
+        np.testing.assert_allclose(together[user][:, where], alone[:, where], atol=1e-4)
 
 
 @pytest.mark.fast
