@@ -24,7 +24,7 @@ from scipy.optimize import minimize
 
 from offload_jax.problem.types import STATUS_TEXT, Status
 from offload_jax.splits import Solution, solve_splits
-from offload_jax.splits.problem import SplitProblem, certify
+from offload_jax.splits.problem import SplitProblem, with_status
 
 HERDS = [pytest.param("small", marks=pytest.mark.fast), "long"]  # 2,100 problems in all
 
@@ -170,9 +170,9 @@ def test_no_certificate_for_a_server_that_would_pay_its_users(x64) -> None:
                   saving=np.full((1, 1), 1.0), amplitude=np.zeros((1, 1)))  # fmt: skip
     problem = as_problem(one_row, budget=[[np.inf], [100.0]])  # nobody on the second
     split = jnp.full((1, 1), 40.0)
-    assert certify(problem, split, jnp.zeros((2, 1))).status == Status.SOLVED
+    assert with_status(problem, split, jnp.zeros((2, 1))).status == Status.SOLVED
     for price in ([[-0.5], [0.0]], [[0.0], [-0.5]]):
-        found = certify(problem, split, jnp.array(price))
+        found = with_status(problem, split, jnp.array(price))
         assert found.status == Status.UNCONVERGED, price
         assert found.residual > 1e-3
 
