@@ -68,3 +68,15 @@ def test_a_split_just_above_a_whole_number_is_that_number(x64) -> None:
     tight = as_problem(p, budget=exact, saving=np.zeros((2, 1)), weight=np.ones((2, 1)))
     assert np.all(np.asarray(ROUND(tight, wanted)) >= np.floor(wanted))
     assert np.all(use(p, np.asarray(ROUND(tight, wanted)), 1) <= exact)
+
+
+def test_what_a_budget_has_left_goes_where_it_gains_most(x64) -> None:
+    """Per GPU-second: two small users that gain 0.6 s each, not a large one that gains 1 s."""
+    column = lambda *numbers: np.array(numbers)[:, None]  # noqa: E731
+    p = zoo(1, 1, 3, 1, granted=np.ones((3, 1), bool), steps=np.full(1, 50.0),
+            saving=column(1.0, 0.6, 0.6), rate=column(1.0, 0.5, 0.5),
+            amplitude=np.zeros((3, 1)), centre=np.zeros((3, 1)), lower=np.full((3, 1), 29.0),
+            weight=np.ones((3, 1)))  # fmt: skip
+    now = np.full((3, 1), 30.0)
+    problem = as_problem(p, budget=use(p, now, 1) + 1)
+    np.testing.assert_array_equal(ROUND(problem, now), column(30, 29, 29))
