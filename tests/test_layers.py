@@ -40,6 +40,7 @@ ALONE = {"files": (), "deploy": ("files",)}
 
 # Third parties that are slow, or reach out of the process: imported in these files only.
 HOMES = {
+    "chex": ("problem.contracts", "runs.checked"),
     "wandb": ("runs.tracking.wandb_process",),
     "cvxpy": ("splits.cones", "splits.layer", "splits.qp"),
     "cvxpylayers": ("splits.layer",),

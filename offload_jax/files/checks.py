@@ -82,6 +82,10 @@ class ConfigError(UserError, ValueError):
     """A setting that is unknown or impossible; the message names it and what is allowed."""
 
 
+class InterfaceError(UserError, ValueError):
+    """Own code returned what its interface does not allow; the message says what it must be."""
+
+
 class RunError(UserError, RuntimeError):
     """A run that cannot go on; its directory is as good as before, and the message says more."""
 

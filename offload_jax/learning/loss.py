@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from offload_jax.learning import likelihood
 from offload_jax.learning.algorithm import Collected, Learner, Parts, Replay
+from offload_jax.problem.contracts import Returned
 from offload_jax.problem.instance import Instance
 
 
@@ -31,7 +32,11 @@ def loss(
     real = decisions.real.astype(values.dtype)
     weight = real / jnp.maximum(learner.devices.sum(jnp.sum(real)), 1)
     replay = Replay(policy, instances, encoding, logits, values, weight)
-    own, parts = learner.algorithm.loss(learner, replay, collected)
+    returned = Returned("Algorithm.loss", learner.algorithm)
+    found = learner.algorithm.loss(learner, replay, collected)
+    own, parts = returned.parts(found, "the loss", "its parts by name")
+    for name, part in {"the loss": own, **parts}.items():
+        returned.array(name, part)
     entropy = jnp.sum(per_decision(likelihood.entropy)(logits) * weight)
     total = own - learner.config.entropy * (1 - progress) * entropy
     return total, {"loss": total, "entropy": entropy, **parts}

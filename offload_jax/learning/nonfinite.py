@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -16,16 +15,10 @@ from offload_jax.learning import updates
 from offload_jax.learning.algorithm import Learner
 from offload_jax.learning.loss import loss
 from offload_jax.learning.updates import LearnerState
+from offload_jax.problem.contracts import arrays_of
 from offload_jax.problem.instance import Instance
 
 _BATCH = ("step", "instance", "sample")  # leading axes of what is recorded
-_ONE_OF = {
-    "users": "user",
-    "batches": "batch",
-    "servers": "server",
-    "rows": "row",
-    "columns": "column",
-}
 
 
 def explain(learner: Learner, state: LearnerState) -> str:
@@ -78,12 +71,8 @@ def _in_record(
     name: str, record: Any, before: tuple[str, ...], after: tuple[str, ...]
 ) -> Iterator[str]:
     """Faults in a record; between `before` and `after` stand the axes that its annotations name."""
-    for field in fields(record):
-        named = re.search(r"""["'](.*)["']""", str(field.type))  # Float[Array, "users *batch"]
-        words = named[1].split() if named else []
-        own = [_ONE_OF.get(word, word) for word in words if not word.startswith("*")]
-        axes = (*before, *own, *after)
-        yield from _in_array(f"{name}.{field.name}", getattr(record, field.name), axes)
+    for full, array, axes in arrays_of(name, record, before, after):
+        yield from _in_array(full, array, axes)
 
 
 def _in_array(name: str, array: Any, axes: tuple[str, ...]) -> Iterator[str]:

@@ -19,7 +19,7 @@ from offload_jax.plans.reduced_gains import pair_problem
 from offload_jax.problem import equations
 from offload_jax.problem.instance import Instance
 from offload_jax.problem.types import Scalar
-from offload_jax.splits import NATIVE, Solver, SplitProblem
+from offload_jax.splits import NATIVE, Solver, SplitProblem, solve_by
 
 
 @struct.dataclass
@@ -55,7 +55,7 @@ def soft_evaluate(
         raise ValueError(f"probabilities has shape {probabilities.shape}; must be {wanted}")
     granted = jnp.where(instance.mask[:, None], probabilities[:, 1:], 0)
     problem = soft_problem(instance, granted)
-    solution = solver.solve(problem)
+    solution = solve_by(solver, problem)
     shape = granted.shape
     split = _at_bounds(problem, stop_gradient(solution.split)).reshape(shape)
     price = stop_gradient(jnp.where(jnp.isfinite(instance.budget), solution.price, 0))

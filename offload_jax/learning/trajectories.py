@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -14,7 +15,7 @@ from offload_jax.policy.policy import Policy
 from offload_jax.policy.rollout import Chooser, begin, record
 from offload_jax.policy.sampling import inverse_cdf
 from offload_jax.problem.instance import Instance
-from offload_jax.problem.scenario import Scenario
+from offload_jax.problem.scenario import Scenario, sample
 from offload_jax.problem.types import Key
 
 
@@ -22,7 +23,8 @@ def sample_instances(
     scenario: Scenario, key: Key, count: int, devices: Devices = ONE_DEVICE
 ) -> Instance:
     """This device's share of `count` fresh instances, the batch last."""
-    return jax.vmap(scenario.sample, out_axes=-1)(devices.mine(jax.random.split(key, count)))
+    one = partial(sample, scenario)
+    return jax.vmap(one, out_axes=-1)(devices.mine(jax.random.split(key, count)))
 
 
 def drawn(learner: Learner, temperature: Any = 1.0) -> Chooser:

@@ -20,8 +20,11 @@ from offload_jax.learning.algorithm import Collected, Learner, Parts
 from offload_jax.learning.devices import Devices
 from offload_jax.learning.loss import loss
 from offload_jax.learning.trajectories import sample_instances
+from offload_jax.policy.rollout import Transition
 from offload_jax.problem import equations
+from offload_jax.problem.contracts import Returned
 from offload_jax.problem.instance import Instance
+from offload_jax.problem.scenario import sample
 from offload_jax.problem.types import Key
 
 
@@ -47,7 +50,7 @@ METRICS = ("score", "gain", "best_of_samples", "loss", "entropy", "grad_norm")  
 def init(learner: Learner, key: Key) -> LearnerState:
     """Fresh parameters, optimiser and key."""
     instance_key, params_key, key = jax.random.split(key, 3)
-    instance, env = learner.scenario.sample(instance_key), learner.env
+    instance, env = sample(learner.scenario, instance_key), learner.env
     observation = env.observe(instance, env.reset(instance))
     params = learner.network.init(params_key, env.describe(instance), observation)
     optimizer = learner.optimizer().init(params)
@@ -96,8 +99,12 @@ def collect(
     """Fresh instances, and what the algorithm makes of them."""
     count = learner.config.instances
     instances = sample_instances(learner.scenario, sample_key, count, learner.devices)
-    policy = learner.policy(params)
-    return instances, learner.algorithm.collect(learner, policy, instances, roll_key)
+    policy, algorithm = learner.policy(params), learner.algorithm
+    collected = algorithm.collect(learner, policy, instances, roll_key)
+    returned = Returned("Algorithm.collect", algorithm, {"instances": instances.steps.shape[0]})
+    returned.record(collected, Collected)
+    returned.record(collected.decisions, Transition, "steps")
+    return instances, collected
 
 
 def optimize(

@@ -16,7 +16,7 @@ from offload_jax.problem.arrays import pick
 from offload_jax.problem.equations import Curve, Placement
 from offload_jax.problem.instance import Instance
 from offload_jax.problem.types import Assignment, Scalar, Status
-from offload_jax.splits import Facts, Rules, Solution, Solver, SplitProblem, solver_named
+from offload_jax.splits import Facts, Rules, Solution, Solver, SplitProblem, solve_by, solver_named
 
 
 @struct.dataclass
@@ -85,6 +85,11 @@ def room(instance: Instance) -> Float[Array, "batches *batch"]:
     return instance.capacity + slack
 
 
+def budget_slack(instance: Instance) -> Float[Array, "servers *batch"]:
+    """What rounding may add to the use of each budget, GPU-seconds."""
+    return 1e-5 * jnp.maximum(instance.budget, 1)
+
+
 def facts_of(instance: Instance, placed: Placement) -> Facts:
     """What users' own rules speak of (`splits.rules.FACTS`): numbers of users, 0 where padded."""
     per_user = {
@@ -124,7 +129,7 @@ def solve_assignment(instance: Instance, assignment: Assignment, solver: Solver)
     """
     placed = equations.place(instance, assignment)
     facts = facts_of(instance, placed) if solver.rules else None
-    splits = solver.solve(problem_of(instance, placed), facts)
+    splits = solve_by(solver, problem_of(instance, placed), facts)
     return Solved(placed, splits, gain(instance, placed, splits.split, solver))
 
 
@@ -204,7 +209,7 @@ def evaluate(instance: Instance, assignment: ArrayLike, solver: str | Solver = "
     none = jnp.isin(solution.status, jnp.array([Status.INVALID, Status.INFEASIBLE]))
     split = jnp.where(none, instance.steps, solution.split)
     use = equations.server_use(instance, placed, split)
-    slack = 1e-5 * jnp.maximum(instance.budget, 1)
+    slack = budget_slack(instance)
     within = jnp.all(
         jnp.where(jnp.isfinite(instance.budget), use <= instance.budget + slack, True), axis=0
     )

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from offload_jax.env.environment import Environment
 from offload_jax.policy.network import Network
+from offload_jax.problem.contracts import Returned
 from offload_jax.problem.instance import Instance
 from offload_jax.splits import Solver
 
@@ -51,7 +52,13 @@ class Policy:
         """
 
         def one(encoded: Any, observed: Any) -> Any:
-            return self.network.decode(self.params, encoded, observed)
+            found = self.network.decode(self.params, encoded, observed)
+            sizes = {"actions": observed.mask.shape[0]}
+            returned = Returned("Network.decode", self.network, sizes)
+            logits, value = returned.parts(found, "logits", "value")
+            returned.array("logits", logits, "actions")
+            returned.array("value", value)
+            return logits, value
 
         return jax.vmap(jax.vmap(one, in_axes=(None, 0)))(encoding, observation)
 

@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from offload_jax.policy.policy import Policy
 from offload_jax.policy.sampling import is_key
+from offload_jax.problem.contracts import Returned
 from offload_jax.problem.instance import Instance
 
 # (logits with -inf at illegal actions, the step's key or draws) -> action; leading batch axes.
@@ -63,7 +64,11 @@ def begin(policy: Policy, instances: Instance, samples: int, encoding: Any = Non
     """
     encoding = policy.encode(instances) if encoding is None else encoding
     repeated = repeat(instances, samples)
-    return Episodes(repeated, policy.env.reset(repeated), encoding, samples)
+    state = policy.env.reset(repeated)
+    returned = _returned(policy, "reset", repeated)
+    returned.array("gain of the state", state.gain, "episodes")
+    returned.array("assignment of the state", state.assignment, "users", "episodes", kind="Int")
+    return Episodes(repeated, state, encoding, samples)
 
 
 def play(
@@ -78,7 +83,7 @@ def play(
     def decide(state: Any, chance: Any) -> tuple[Any, None]:
         _, logits, _ = _look(policy, episodes, state)
         action = choose(logits, chance)
-        return policy.env.step(episodes.instances, state, action.reshape(-1))[0], None
+        return _step(policy, episodes.instances, state, action)[0], None
 
     return jax.lax.scan(decide, episodes.state, _per_step(policy, episodes, chance, steps))[0]
 
@@ -102,10 +107,13 @@ def record(
         observation, logits, value = _look(policy, episodes, state)
         wanted, open_ = None, logits
         if goal is not None:
-            wanted = split_samples(policy.env.leading_to(instances, state, goal), samples)
+            leading = policy.env.leading_to(instances, state, goal)
+            returned = _returned(policy, "leading_to", instances, actions=logits.shape[-1])
+            returned.array("what leads to a plan", leading, "actions", "episodes", kind="Bool")
+            wanted = split_samples(leading, samples)
             open_ = jnp.where(wanted, logits, -jnp.inf)
         action = choose(open_, chance)
-        following, reward = policy.env.step(instances, state, action.reshape(-1))
+        following, reward = _step(policy, instances, state, action)
         transition = Transition(
             observation=observation,
             action=action,
@@ -122,8 +130,30 @@ def record(
 
 def _look(policy: Policy, episodes: Episodes, state: Any) -> tuple[Any, Array, Array]:
     """(observation, logits, value) of a state."""
-    seen = split_samples(policy.env.observe(episodes.instances, state), episodes.samples)
+    observation = policy.env.observe(episodes.instances, state)
+    returned = _returned(policy, "observe", episodes.instances)
+    returned.array("mask", observation.mask, "actions", "episodes", kind="Bool")
+    returned.batch_last("observation", observation, "episodes")
+    seen = split_samples(observation, episodes.samples)
     return seen, *policy.decode(episodes.encoding, seen)
+
+
+def _step(
+    policy: Policy, instances: Instance, state: Any, action: Int[Array, "instances samples"]
+) -> tuple[Any, Float[Array, "episodes"]]:
+    """The state after an action, and the reward (s)."""
+    found = policy.env.step(instances, state, action.reshape(-1))
+    returned = _returned(policy, "step", instances)
+    following, reward = returned.parts(found, "state", "reward")
+    returned.array("reward", reward, "episodes")
+    returned.same("state", following, state)
+    return following, reward
+
+
+def _returned(policy: Policy, method: str, instances: Instance, **sizes: int) -> Returned:
+    """What a method of the environment returned, for episodes of these instances."""
+    sizes |= {"users": instances.num_users, "episodes": instances.steps.shape[0]}
+    return Returned(f"Environment.{method}", policy.env, sizes)
 
 
 def _per_step(policy: Policy, episodes: Episodes, chance: Any, steps: int | None) -> Any:

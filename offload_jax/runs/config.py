@@ -42,6 +42,9 @@ class RunConfig:
     not_finite: NotFinite = "stop"  # an update with NaN or infinity: stop, or skip it and go on
     failed_save: FailedSave = "stop"  # a full disk: stop, or go on and save what was not later
     devices: int | None = None  # over which the instances are spread; default: all there are
+    # Assertions inside every update, and slower: for finding faults in own scenarios,
+    # environments, networks and algorithms.
+    checks: bool = False
 
     def validate(self) -> None:
         """Raises ValueError naming the field and the allowed values."""
@@ -170,6 +173,11 @@ class TrainConfig:
                 f"learner.instances is {self.learner.instances}; must be divisible by "
                 f"learner.minibatches x devices ({self.learner.minibatches} x {devices.count}). "
                 "Fewer devices: --run.devices"
+            )
+        if self.run.checks and devices.count > 1:
+            raise ConfigError(
+                f"run.checks is True, with {devices.count} devices; must be False with more than "
+                "one: --run.devices 1"
             )
         return devices
 

@@ -118,6 +118,8 @@ def check_alike(members: Mapping[str, TrainConfig]) -> None:
     if jax.process_count() > 1:
         raise ConfigError("population cannot be trained in several processes; must be in one")
     first = next(iter(members.values()))
+    if first.run.checks:
+        raise ConfigError("run.checks is True; must be False with a population, or train one alone")
     numbers = first.to_learner().numbers()
     for name, config in members.items():
         config.validate()

@@ -20,18 +20,18 @@ from offload_jax.files.checks import CheckpointError, ConfigError
 from offload_jax.files.plugins import Plugins
 from offload_jax.learning import updates
 from offload_jax.learning.devices import Devices
-from offload_jax.learning.fit import check_fit
+from offload_jax.learning.fit import check_domain, check_fit
 from offload_jax.learning.trajectories import sample_instances
 from offload_jax.learning.updates import LearnerState
 from offload_jax.plans.outcome import check_all_local
 from offload_jax.policy.policy import Policy
 from offload_jax.runs import multihost, policy_folder, run_files, run_folder
+from offload_jax.runs.checked import policy_learning
 from offload_jax.runs.checkpoint import Checkpoints
 from offload_jax.runs.config import TrainConfig, plugins_of, plugins_option, to_settings
 from offload_jax.runs.loop import Member, describe_needs, loop, prepare, stop_requests
 from offload_jax.runs.recorder import Callback, Recorder, Reporter, Row
 from offload_jax.runs.restore import find, restore
-from offload_jax.runs.task import PolicyLearning
 from offload_jax.runs.tracking.metrics import read_rows
 from offload_jax.runs.tracking.registry import find_makers, tracked
 from offload_jax.runs.tracking.tracker import Noop, RunStart
@@ -118,7 +118,7 @@ def _trained(
         stop_requests() as stop,
     ):
         state, saved = _start_state(config, checkpoints, devices, warn, plugins)
-        task = PolicyLearning(config, devices)
+        task = policy_learning(config, devices)
         about["starts"][-1] |= (needs := prepare(task, state))
         if first:
             tell(describe_needs(needs))
@@ -170,6 +170,8 @@ def check_rules(config: TrainConfig) -> None:
     try:
         if plugins_of(config):
             check_fit(config.to_learner())
+        if config.run.checks:
+            check_domain(config.scenario)
         if config.splits.constraints:
             instances = sample_instances(config.scenario, jax.random.key(config.seed), 64)
             check_all_local(instances, config.splits.to_solver())

@@ -14,6 +14,7 @@ from offload_jax.splits.solver import (
     find_solver,
     full_name,
     make_solver,
+    solve_by,
     solver_named,
 )
 
@@ -30,6 +31,7 @@ __all__ = [
     "best_reply",
     "find_solver",
     "full_name",
+    "solve_by",
     "solve_splits",
     "solver_named",
 ]
@@ -65,4 +67,4 @@ def solve_splits(problem: SplitProblem, solver: str | Solver = "native") -> Solu
     found = solver_named(solver)
     if found.rules:
         raise ValueError("solver has constraints or terms; must have none without an instance")
-    return found.solve(problem)
+    return solve_by(found, problem)

@@ -12,6 +12,7 @@ from typing import Protocol, runtime_checkable
 
 from offload_jax.files.checks import ConfigError
 from offload_jax.files.plugins import Plugins, check_record, find, is_own, name_of
+from offload_jax.problem.contracts import Returned
 from offload_jax.splits.implicit import solve_native
 from offload_jax.splits.layer import check_solver
 from offload_jax.splits.problem import Solution, SplitProblem
@@ -130,3 +131,13 @@ def solver_named(solver: str | Solver, where: str = "solver") -> Solver:
     ConfigError (a ValueError) for others.
     """
     return make_solver(solver, NO_RULES, where) if isinstance(solver, str) else solver
+
+
+def solve_by(solver: Solver, problem: SplitProblem, facts: Facts | None = None) -> Solution:
+    """`solver.solve`. Raises InterfaceError for splits or prices of other shapes than asked for."""
+    solution = solver.solve(problem, facts)
+    rows, *batch = problem.saving.shape
+    side_by_side = {f"instances {i}": size for i, size in enumerate(batch)}
+    sizes = {"rows": rows, "servers": problem.budget.shape[0], **side_by_side}
+    Returned("Solver.solve", solver, sizes).record(solution, Solution, *side_by_side)
+    return solution

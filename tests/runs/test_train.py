@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,8 +21,9 @@ from paths import ROOT
 from small_runs import tiny
 
 from offload_jax.files.checks import CheckpointError, ConfigError, RunError
+from offload_jax.learning import updates
 from offload_jax.learning.devices import ONE_DEVICE
-from offload_jax.runs import checkpoint, run_folder
+from offload_jax.runs import checkpoint, run_folder, task
 from offload_jax.runs.checkpoint import Checkpoints
 from offload_jax.runs.config import TrainConfig
 from offload_jax.runs.config_file import to_yaml
@@ -34,7 +36,22 @@ pytestmark = pytest.mark.usefixtures("quick_compiler")
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory) -> RunResult:
+def traces() -> Iterator[list[int]]:
+    """The number of updates of each learner that was traced in this module."""
+    found, update = [], updates.update
+
+    def counted(learner, state):
+        found.append(learner.config.updates)
+        return update(learner, state)
+
+    task._update.clear_cache()  # of what other modules have run
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(updates, "update", counted)
+        yield found
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, traces) -> RunResult:
     """Six updates, checkpoints of 2, 4 and 6. All runs of six updates share compiled programs."""
     return train(tiny(6, "offline"), folder=tmp_path_factory.mktemp("runs") / "six")
 
@@ -90,6 +107,12 @@ def test_resumed_equals_uninterrupted(trained, tmp_path) -> None:
     half = train(tiny(6), [stop_after_two], folder)
     assert (half.step, half.finished) == (2, False)
     assert_goes_on_to_the_same(trained, folder)
+
+
+def test_the_update_is_traced_once(half, traces) -> None:
+    """By the training loop, and never again by one that goes on."""
+    assert train(tiny(6), folder=half).finished
+    assert traces.count(6) == 1
 
 
 def test_killed_and_gone_on_with(trained, tmp_path) -> None:

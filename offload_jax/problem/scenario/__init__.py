@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
+from offload_jax.problem.contracts import Returned
 from offload_jax.problem.instance import Instance
 from offload_jax.problem.scenario.edge import EdgeScenario as EdgeScenario
 from offload_jax.problem.scenario.mixture import MixtureScenario as MixtureScenario
@@ -85,5 +86,11 @@ def from_settings(settings: Mapping[str, Any]) -> Scenario:
 
 
 def sample(scenario: Scenario, key: Key) -> Instance:
-    """One instance of a scenario; unbatched and pure, `jax.vmap` over keys for many."""
-    return scenario.sample(key)
+    """One instance of a scenario; unbatched and pure, `jax.vmap` over keys for many.
+
+    Raises InterfaceError where it is not of the scenario's sizes.
+    """
+    instance = scenario.sample(key)
+    sizes = {"users": scenario.max_users}
+    Returned("Scenario.sample", scenario, sizes).record(instance, Instance)
+    return instance
