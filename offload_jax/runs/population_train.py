@@ -137,7 +137,7 @@ class _Run:
         train.finish(self.folder, self.config, self.about, step, seconds)
 
 
-def _start(group: Sequence[_Run], plugins: Plugins) -> LearnerState:
+def _start(group: Sequence[_Run], plugins: Plugins = ()) -> LearnerState:
     """All members' states, stacked, at the newest update that all have saved.
 
     Those that diverged start afresh, as ballast. Raises ConfigError where there is no such update.

@@ -187,7 +187,7 @@ def _start_state(
     checkpoints: Checkpoints,
     devices: Devices,
     warn: Callable[[str], None],
-    plugins: Plugins,
+    plugins: Plugins = (),
 ) -> tuple[LearnerState, Mapping[str, Any]]:
     """The state to start from, and what its checkpoint says about it."""
     saved = checkpoints.newest()

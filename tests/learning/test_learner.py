@@ -40,7 +40,6 @@ ALGORITHMS = {
     "critic": PPOCritic(gae_decay=0.9),
     "self-labelling": SelfLabelling(paths=2, temperature=2.0),
     "layer": Layer(weight=0.1),
-    "layer alone": Layer(weight=1.0, surrogate=0.0),
 }
 SETTINGS = {
     name: Learner(ProbeScenario(), Snapshot(), SMALL, algorithm, PROBE)
