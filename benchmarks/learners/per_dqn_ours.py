@@ -46,6 +46,10 @@ class Pool(PaperScenario):
 
     instances: Instance
 
+    @property
+    def max_users(self) -> int:
+        return self.instances.num_users
+
     def sample(self, key: Key) -> Instance:
         number = jax.random.randint(key, (), 0, self.instances.alpha.shape[-1])
         return jax.tree.map(lambda x: x[..., number], self.instances)
