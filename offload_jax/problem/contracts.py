@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import Field, dataclass, field, fields, is_dataclass
+from dataclasses import Field, dataclass, field, fields, is_dataclass, replace
 from typing import Any, NoReturn
 
 import chex
@@ -63,15 +63,37 @@ class Returned:
             self._refuse(f"{name} of type {array.dtype}", plural)
 
     def record(self, record: Any, like: type, *batch: str) -> None:
-        """A `like` whose arrays are as annotated there; `batch` stands for the axes with a star."""
+        """A `like` whose arrays are as annotated there; `batch` stands for the axes with a star.
+
+        An axis whose size is not given has that of the first array that has it.
+        """
         if not isinstance(record, like):
             self._refuse(f"a {type(record).__name__}", f"a record {like.__name__}")
+        sizes = dict(self.sizes)
+        known = replace(self, sizes=sizes)
         for part in fields(like):
             kind, axes = annotated(part)
             value = getattr(record, part.name)
             if kind in _TYPES and value is not None:
                 whole = [b for a in axes for b in (batch if a.startswith("*") else (a,))]
-                self.array(part.name, value, *whole, kind=kind)
+                known.array(part.name, value, *whole, kind=kind)
+                sizes |= zip(whole, value.shape, strict=True)
+
+    def strongly_typed(self, tree: Any, remedy: str) -> None:
+        """A tree whose floats have JAX's own width, and which has no weak types.
+
+        Else one compiled program would not serve all of them.
+        """
+        width = jnp.zeros(()).dtype
+        for path, array in jax.tree_util.tree_leaves_with_path(tree):
+            name = jax.tree_util.keystr(path).lstrip(".")
+            weak = "weakly typed " if getattr(array, "weak_type", False) else ""
+            floating = jnp.issubdtype(array.dtype, jnp.floating)
+            wanted = width if floating else array.dtype
+            if weak or array.dtype != wanted:
+                self._refuse(
+                    f"{name} of {weak}{array.dtype}", f"{wanted}, strongly typed: {remedy}"
+                )
 
     def batch_last(self, name: str, tree: Any, axis: str) -> None:
         """A tree whose arrays all end with this axis."""

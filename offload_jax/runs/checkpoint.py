@@ -185,9 +185,9 @@ def _sealed_path() -> type:
     orbax writes two more files in `finalize`, and only then renames. So it renames to a name that
     is temporary still, the manifest is written, and one more rename makes it a checkpoint.
     """
-    from orbax.checkpoint._src.path.atomicity import AtomicRenameTemporaryPath
+    from orbax.checkpoint.path import atomicity
 
-    class SealedPath(AtomicRenameTemporaryPath):
+    class SealedPath(atomicity.AtomicRenameTemporaryPath):
         async def finalize(self) -> None:
             final = self.get_final()
             if UNFINISHED in final.parent.name:  # an item of the checkpoint

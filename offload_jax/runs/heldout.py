@@ -10,11 +10,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from offload_jax.env.environment import Environment
 from offload_jax.evaluation.reference import heldout_set
 from offload_jax.learning.devices import ONE_DEVICE, Devices
 from offload_jax.policy.decoding import greedy_plan
-from offload_jax.policy.network import Network
 from offload_jax.policy.policy import Policy
 from offload_jax.problem import equations
 from offload_jax.problem.instance import Instance
@@ -28,8 +26,8 @@ def heldout_gap(config: TrainConfig, devices: Devices) -> Callable[[Any], float]
     instances, best = heldout_instances(config)
     if config.run.eval_instances % devices.count:
         devices = ONE_DEVICE  # every device evaluates all of them
-    network, env = config.network, config.to_env()
-    return lambda params: float(_spread_gap(network, env, devices, params, instances, best))
+    learner = config.to_learner()
+    return lambda params: float(_gap(devices, learner.policy(params), instances, best))
 
 
 def heldout_instances(config: TrainConfig) -> tuple[Instance, Float[Array, "instances"]]:
@@ -39,28 +37,18 @@ def heldout_instances(config: TrainConfig) -> tuple[Instance, Float[Array, "inst
     return heldout_set(config.scenario, config.run.eval_instances, key, solver)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
-def _spread_gap(
-    network: Network,
-    env: Environment,
-    devices: Devices,
-    params: Any,
-    instances: Instance,
-    best: Float[Array, "instances"],
+@partial(jax.jit, static_argnums=0)
+def _gap(
+    devices: Devices, policy: Policy, instances: Instance, best: Float[Array, "instances"]
 ) -> Float[Array, ""]:
-    def gap(params: Any, instances: Instance, best: Array) -> Array:
-        own = devices.mine((instances, best), axis=-1)
-        return devices.mean(mean_gap(network, env, params, *own))
+    def gap(policy: Policy, instances: Instance, best: Array) -> Array:
+        return devices.mean(mean_gap(policy, *devices.mine((instances, best), axis=-1)))
 
-    return devices.spread(gap)(params, instances, best)
+    return devices.spread(gap)(policy, instances, best)
 
 
 def mean_gap(
-    network: Network,
-    env: Environment,
-    params: Any,
-    instances: Instance,
-    best: Float[Array, "instances"],
+    policy: Policy, instances: Instance, best: Float[Array, "instances"]
 ) -> Float[Array, ""]:
     """The greedy policy's mean gap to the gains `best`."""
-    return jnp.mean(equations.gap(best, greedy_plan(Policy(params, network, env), instances)[1]))
+    return jnp.mean(equations.gap(best, greedy_plan(policy, instances)[1]))

@@ -39,6 +39,8 @@ class PopulationConfig:
     gae_decay: tuple[float, ...] = ()
     sharpness: tuple[float, ...] = ()
     temperature: tuple[float, ...] = ()
+    weight: tuple[float, ...] = ()
+    surrogate: tuple[float, ...] = ()
 
     def members(self, base: TrainConfig) -> Members:
         """The runs by name. Raises ConfigError for impossible values."""

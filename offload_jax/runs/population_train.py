@@ -15,14 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from offload_jax.env.environment import Environment
 from offload_jax.files.checks import ConfigError
 from offload_jax.files.plugins import Plugins
 from offload_jax.learning import nonfinite, updates
 from offload_jax.learning.algorithm import Learner
 from offload_jax.learning.devices import Devices, local_copy
 from offload_jax.learning.updates import LearnerState, Metrics
-from offload_jax.policy.network import Network
 from offload_jax.problem.instance import Instance
 from offload_jax.runs import run_files, run_folder, train
 from offload_jax.runs.checkpoint import Checkpoints
@@ -187,9 +185,7 @@ class PopulationLearning(PolicyLearning):
         return _update_all(self.learner, self.numbers, state)
 
     def evaluate(self, state: LearnerState) -> list[float]:
-        learner = self.learner
-        gaps = _gaps(learner.network, learner.env, self.devices, state.params, *self._heldout)
-        return [float(gap) for gap in gaps]
+        return [float(gap) for gap in _gaps(self.learner, state.params, *self._heldout)]
 
     def split(self, state: LearnerState) -> list[LearnerState]:
         whole = local_copy(state)
@@ -216,17 +212,14 @@ def _update_all(
     return learner.devices.spread_members(jax.vmap(one))(traced, states)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
+@partial(jax.jit, static_argnums=0)
 def _gaps(
-    network: Network,
-    env: Environment,
-    devices: Devices,
-    params: Any,
-    instances: Instance,
-    best: Float[Array, "members instances"],
+    learner: Learner, params: Any, instances: Instance, best: Float[Array, "members instances"]
 ) -> Float[Array, "members"]:
-    of_members = jax.vmap(partial(mean_gap, network, env))
-    return devices.spread_members(of_members)(params, instances, best)
+    def of_one(params: Any, instances: Instance, best: Array) -> Array:
+        return mean_gap(learner.policy(params), instances, best)
+
+    return learner.devices.spread_members(jax.vmap(of_one))(params, instances, best)
 
 
 def _stacked(trees: Sequence[Any]) -> Any:

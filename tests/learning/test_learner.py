@@ -19,8 +19,9 @@ from offload_jax.env.observation import in_sight, observe
 from offload_jax.env.step import reset
 from offload_jax.learning import trajectories
 from offload_jax.learning.algorithm import Collected, Learner
+from offload_jax.learning.algorithms import ppo
 from offload_jax.learning.algorithms.layer import Layer
-from offload_jax.learning.algorithms.ppo import PPO, PPOCritic, forced_values
+from offload_jax.learning.algorithms.ppo import PPO, PPOCritic
 from offload_jax.learning.algorithms.preference import Preference
 from offload_jax.learning.algorithms.self_labelling import SelfLabelling
 from offload_jax.learning.config import LearnerConfig
@@ -217,12 +218,26 @@ def test_advantages_in_formulas(lucky):
     np.testing.assert_allclose(targets.advantage, advantage * unit * users / scale, atol=1e-4)
 
 
-def test_the_critic_is_ignored_where_it_is_not_trained():
-    """`forced_values` puts what must follow in its place, whatever it says."""
-    rewards, real = jnp.array([0.5, 0.0, 2.0]), jnp.array([True, False, False])
-    first, second = (forced_values(jnp.array([0.3, bad, bad]), rewards, real) for bad in (0.0, 1e6))
-    np.testing.assert_allclose(first, [0.3, 2.0, 2.0])
-    np.testing.assert_array_equal(first, second)
+def test_the_critic_is_ignored_where_it_is_not_trained(lucky, monkeypatch):
+    learner, params, instances, collected = lucky
+    real = collected.decisions.real
+    assert 0.1 < np.mean(np.asarray(real)) < 0.95
+
+    def with_nonsense(*given):
+        found = trajectories.sampled(*given)
+        value = jnp.where(found.decisions.real, found.decisions.value, 1e6)
+        return replace(found, decisions=replace(found.decisions, value=value))
+
+    monkeypatch.setattr(ppo, "sampled", with_nonsense)
+    again = by_algorithm(learner, params, instances)
+    assert np.max(np.asarray(again.decisions.value)) == 1e6
+    mine, theirs = advantage_of(collected), advantage_of(again)
+    np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-5)  # of two programs
+
+
+def advantage_of(collected):
+    """Of PPO with either baseline."""
+    return np.asarray(getattr(collected.targets, "advantage", collected.targets))
 
 
 def test_units_of_time_do_not_matter(lucky):
