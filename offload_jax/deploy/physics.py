@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from offload_jax.files.accuracy import accuracy_loss
 from offload_jax.files.records import Floats, InstanceRecord, Ints
 
 SLACK = 1e-5  # of a budget, relative to max(1, budget): programs compute in float32
@@ -65,12 +66,8 @@ def _accuracy(record: InstanceRecord, batch: Ints, split: Floats | Ints) -> Floa
         table[row, batch]
         for table in (record.accuracy_floor, record.accuracy_slope, record.accuracy_centre)
     )
-    share = _logistic(slope * (split - centre)) / _logistic(slope * (record.steps - centre))
-    return floor + (record.accuracy_local - floor) * share
-
-
-def _logistic(x: Floats) -> Floats:
-    return 0.5 * (1 + np.tanh(x / 2))  # cannot overflow
+    local = record.accuracy_local
+    return local - accuracy_loss(record.steps, split, local, floor, slope, centre)
 
 
 def _flaws(

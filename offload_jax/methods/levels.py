@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from offload_jax.files.accuracy import accuracy_loss, amplitude, logistic
 from offload_jax.plans.outcome import room
 from offload_jax.problem.instance import Instance, neutral_padding
 
@@ -34,8 +35,13 @@ class Numbers:
         self.own = np.diag(i.interference)
         self.longest = i.steps - np.maximum(i.split_min[:, None], i.accuracy_centre)  # of e, (N, M)
         self.air = i.payload / (i.bandwidth * i.spectral_efficiency)  # s, with the whole band
-        top = _sigmoid(i.accuracy_slope * (i.steps - i.accuracy_centre))
-        self.amplitude = i.alpha[:, None] * (i.accuracy_local[:, None] - i.accuracy_floor) / top
+        self.curve = (
+            i.accuracy_local[:, None],
+            i.accuracy_floor,
+            i.accuracy_slope,
+            i.accuracy_centre,
+        )
+        self.amplitude = amplitude(i.alpha[:, None], i.steps, *self.curve)
         fits = i.demand[:, None] <= i.capacity * (1 + 1e-9)
         alone = i.intercept + i.demand[:, None] * self.own
         worth = np.where(fits & self.real[:, None], self.worth(alone), 0)
@@ -64,28 +70,24 @@ class Numbers:
     def loss(self, e: np.ndarray) -> np.ndarray:
         """What edge steps (N, M) cost in accuracy (s, alpha included); convex, 0 at 0."""
         i = self.instance
-        high = i.accuracy_slope * (i.steps - i.accuracy_centre)
-        lost = -np.expm1(-i.accuracy_slope * e) * _sigmoid(i.accuracy_slope * e - high)
-        return np.asarray(self.amplitude * _sigmoid(high) * lost)
+        lost = accuracy_loss(i.steps, i.steps - e, *self.curve)
+        return np.asarray(i.alpha[:, None] * lost)
 
     def loss_at(self, user: int, batch: int, e: float) -> tuple[float, float]:
         """The same of one user and batch, and its slope."""
         i = self.instance
-        slope, amplitude = i.accuracy_slope[user, batch], self.amplitude[user, batch]
-        high = slope * (i.steps - i.accuracy_centre[user, batch])
-        at = _sigmoid(high - slope * e)
-        lost = -np.expm1(-slope * e) * _sigmoid(slope * e - high) * _sigmoid(high)
-        return float(amplitude * lost), float(amplitude * slope * at * (1 - at))
+        floor, slope, centre = (x[user, batch] for x in self.curve[1:])
+        split = i.steps - e
+        lost = accuracy_loss(i.steps, split, i.accuracy_local[user], floor, slope, centre)
+        at = logistic(slope * (split - centre))
+        steep = self.amplitude[user, batch] * slope * at * (1 - at)
+        return float(i.alpha[user] * lost), float(steep)
 
     def worth(self, step_time: np.ndarray) -> np.ndarray:
         """The most (s) that each user gains in each batch at these step times, (N, M)."""
         e = self.reply(step_time)
         saving = self.instance.local_step[:, None] - step_time
         return saving * e - self.loss(e) - self.air[:, None]
-
-
-def _sigmoid(x: Any) -> Any:
-    return 0.5 * (1 + np.tanh(0.5 * x))
 
 
 class Group:

@@ -27,6 +27,7 @@ from offload_jax.learning.algorithms.self_labelling import SelfLabelling
 from offload_jax.learning.config import LearnerConfig
 from offload_jax.learning.loss import loss
 from offload_jax.learning.updates import collect, init, summarize, update
+from offload_jax.policy.decoding import greedy_plan
 from offload_jax.policy.rollout import begin as start_of
 from offload_jax.policy.rollout import record
 from offload_jax.policy.sampling import greedy_action, sample_action
@@ -113,6 +114,21 @@ def test_it_learns_in_bfloat16():
     np.testing.assert_allclose(gain, GAINS, rtol=1e-4)
     leaves = jax.tree.leaves((last.params, last.optimizer, metrics))
     assert all(x.dtype == jnp.float32 for x in leaves if jnp.issubdtype(x.dtype, jnp.floating))
+
+
+@pytest.mark.parametrize("order", ["sorted", "adaptive"])
+def test_the_layers_gradient_alone_teaches_the_probes(order):
+    """Its objective reaches the best gain, which is -1 in this unit, and samples follow."""
+    alone, env = Layer(weight=1.0, surrogate=0.0), Snapshot(order=order)
+    learner = replace(SETTINGS["ppo"], algorithm=alone, env=env)
+    _, last, metrics = trained(learner, jax.random.key(0))
+    plans, gain = numpy(jit(greedy_plan)(learner.policy(last.params), probes()))
+    assert [tuple(plan) for plan in plans.T] == list(OPTIMA)
+    np.testing.assert_allclose(gain, GAINS, rtol=1e-4)
+    layer, gains = np.asarray(metrics["layer"]), np.asarray(metrics["gain"])
+    assert layer[0] > -0.9
+    assert -1.001 <= layer[-1] < -0.9
+    assert gains[-10:].mean() > gains[:10].mean()
 
 
 def test_the_critic_knows_what_follows(school):
