@@ -6,12 +6,14 @@ Both sides are small repositories whose benchmarks take no time: how fast they a
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+from scipy import stats
 
 from benchmarks import trees
 from benchmarks.__main__ import main
@@ -89,6 +91,7 @@ def test_each_side_runs_its_own_benchmarks_in_turn(checkout, tmp_path) -> None:
     [row] = found["results"]
     assert (row["case"], row["slower"], row["before"]) == ("splits: one", False, None)
     assert row["ratios"] == pytest.approx([1.5] * 3)
+    assert (row["low"], row["high"]) == pytest.approx((1.5, 1.5))
     assert row["ratio"] == pytest.approx(1.5)
     order = (tmp_path / "order").read_text().split()
     assert order == ["this", "other", "other", "this", "this", "other"]
@@ -136,6 +139,26 @@ def test_a_slow_case_is_measured_again_and_stays_slow(checkout) -> None:
     assert [row["ratio"] for row in found["results"]] == pytest.approx([0.5, 0.5])
     assert all(row["slower"] for row in found["results"])
     assert "0.500 to 0.500  SLOWER  (before: 0.500)" in "\n".join(table.comparison(found))
+
+
+def test_interval_by_hand() -> None:
+    """Ratios 1 and 4: the logs' mean is log 2, their standard error log 2, with one degree."""
+    ratio, low, high = compare.ratio_interval([1.0, 4.0])
+    quantile = math.tan(math.pi * (0.975 - 0.5))  # Student's t with one degree is Cauchy's
+    assert ratio == pytest.approx(2)
+    assert low == pytest.approx(2 * 2**-quantile)
+    assert high == pytest.approx(2 * 2**quantile)
+    assert compare.ratio_interval([1.5, 1.5]) == pytest.approx((1.5, 1.5, 1.5))
+    assert compare.ratio_interval([1.5]) == (pytest.approx(1.5), None, None)
+
+
+def test_interval_covers_as_often_as_it_says() -> None:
+    draws = stats.norm(0, 0.1).rvs((2, 2000, 5), random_state=0)
+    covered = 0
+    for this, other in zip(*draws, strict=True):
+        _, low, high = compare.ratio_interval(2 * math.e ** (this - other))
+        covered += low <= 2 <= high
+    assert covered / 2000 == pytest.approx(0.95, abs=0.02)
 
 
 def rounds(*ratios: float) -> list[compare.Round]:

@@ -1,19 +1,23 @@
 """This tree against another commit, each by its own benchmarks: alternating rounds, paired ratios.
 
 A round is a fresh process a side, right after each other. A case's ratio is the median over the
-rounds of the other side's seconds over this one's. A case that comes out below `SLOWER` is measured
-again in `AGAIN` rounds, and then only those count.
+rounds of the other side's seconds over this one's, beside an interval of their geometric mean. A
+case that comes out below `SLOWER` is measured again in `AGAIN` rounds, and then only those count.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from scipy import stats
 
 from benchmarks import trees
 from benchmarks.common import ROOT, Row, UsageError, read
@@ -174,6 +178,22 @@ def ratios(rounds: Sequence[Round]) -> dict[str, list[float]]:
     }
 
 
+def ratio_interval(
+    found: Sequence[float], level: float = 0.95
+) -> tuple[float, float | None, float | None]:
+    """Geometric mean of paired ratios, with a t-interval over their logarithms.
+
+    No interval (None) from a single one.
+    """
+    logs = np.log(np.asarray(found, float))
+    mean = float(np.mean(logs))
+    if len(logs) < 2:
+        return math.exp(mean), None, None
+    error = float(np.std(logs, ddof=1)) / math.sqrt(len(logs))
+    half = float(stats.t.ppf((1 + level) / 2, len(logs) - 1)) * error
+    return math.exp(mean), math.exp(mean - half), math.exp(mean + half)
+
+
 def median(values: Sequence[float]) -> float:
     return float(statistics.median(values))
 
@@ -191,6 +211,6 @@ def results(rounds: Sequence[Round], again: Sequence[Round]) -> list[Row]:
 
 def _result(name: str, rounds: Sequence[Round], found: list[float], before: float | None) -> Row:
     seconds = {f"{side}_s": median([x[side][name] for x in rounds]) for side in ("this", "other")}
-    ratio = median(found)
-    row = {"case": name, **seconds, "ratio": ratio, "ratios": found}
+    ratio, (_, low, high) = median(found), ratio_interval(found)
+    row = {"case": name, **seconds, "ratio": ratio, "low": low, "high": high, "ratios": found}
     return {**row, "slower": ratio < SLOWER, "before": before}

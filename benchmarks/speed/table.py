@@ -93,10 +93,11 @@ def comparison(document: dict[str, Any]) -> Iterator[str]:
     dirty = " with uncommitted changes" if this["uncommitted"] else ""
     yield f"this:  {this['commit'][:12]}{dirty}, {this['environment']}"
     yield f"other: {other['commit'][:12]} ({other['rev']}), {other['environment']}"
-    yield f"{'case':70} {'this':>8} {'other':>8} {'ratio':>6}  lowest to highest"
+    yield f"{'case':70} {'this':>8} {'other':>8} {'ratio':>6}  95 % interval, lowest to highest"
     for row in document["results"]:
         times = f"{duration(row['this_s']):>8} {duration(row['other_s']):>8}"
-        spread = f"{min(row['ratios']):.3f} to {max(row['ratios']):.3f}"
+        interval = "" if row["low"] is None else f"{row['low']:.3f} to {row['high']:.3f}, "
+        spread = f"{interval}{min(row['ratios']):.3f} to {max(row['ratios']):.3f}"
         yield f"{row['case']:70} {times} {row['ratio']:6.3f}  {spread}{_judged(row)}"
     for name, reason in document["failed"].items():
         yield f"{name}: not compared, {reason}"
