@@ -30,6 +30,7 @@ from offload_jax.splits import NATIVE, SOLVERS, solver_named
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 
+begin = jax.jit(updates.init, static_argnums=0)  # op by op it takes seconds
 COUNT, CHOICES = 6, 5
 ENVS = {
     "arrival": Snapshot(),
@@ -125,14 +126,19 @@ def test_in_training_it_is_of_the_empty_plan() -> None:
         Snapshot(order="adaptive", candidates=2),
     )
     learner = Learner(WORLDS["edge"], env, network, algorithm, config)
-    params = updates.init(learner, jax.random.key(0)).params
+    params = begin(learner, jax.random.key(0)).params
     policy, (instances, seen, _) = learner.policy(params), decisions(replace(env, candidates=0))
-    collected = algorithm.collect(learner, policy, instances, jax.random.key(1))
-    _, parts = loss(learner, params, instances, collected, jnp.zeros(()))
-    logits, _ = policy.decode_steps(policy.encode(instances), seen)
-    unit = best_gain(learner, instances, collected.gain)
-    wanted = jnp.mean(soft_loss(instances, seen, logits, unit, env.solver))
-    assert float(parts["layer"]) == pytest.approx(float(wanted), rel=1e-4)
+
+    @jax.jit
+    def both():
+        collected = algorithm.collect(learner, policy, instances, jax.random.key(1))
+        _, parts = loss(learner, params, instances, collected, jnp.zeros(()))
+        logits, _ = policy.decode_steps(policy.encode(instances), seen)
+        unit = best_gain(learner, instances, collected.gain)
+        return parts["layer"], jnp.mean(soft_loss(instances, seen, logits, unit, env.solver))
+
+    found, wanted = both()
+    assert float(found) == pytest.approx(float(wanted), rel=1e-4)
 
 
 @pytest.mark.parametrize("env", ENVS.values(), ids=ENVS)
@@ -148,7 +154,7 @@ def test_it_is_part_of_an_update(env) -> None:
         config = LearnerConfig(instances=4, samples=3, updates=1, entropy=entropy)
         learner = Learner(WORLDS["edge"], env, network, algorithm, config)
         run = jax.jit(partial(updates.update, learner))
-        state, metrics = run(updates.init(learner, jax.random.key(0)))
+        state, metrics = run(begin(learner, jax.random.key(0)))
         assert bool(metrics["sound"])
         assert (metrics.get("layer", 0) != 0) == isinstance(algorithm, Layer)
         ends.append(jax.flatten_util.ravel_pytree(state.params)[0])

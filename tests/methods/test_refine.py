@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from episodes import world
 
-from offload_jax.learning import updates
 from offload_jax.methods.refine import _best_different, refine
 from offload_jax.plans.candidates import feasible_gain
 from offload_jax.policy.decoding import best_of
 from offload_jax.policy.policy import Policy
 from offload_jax.runs.config_file import from_settings
+from offload_jax.runs.train import initial_state
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 CONFIG = from_settings(
@@ -25,7 +25,7 @@ CONFIG = from_settings(
 
 @pytest.fixture(scope="module")
 def policy() -> Policy:
-    state = updates.init(CONFIG.to_learner(), jax.random.key(0))
+    state = initial_state(CONFIG)
     return Policy(state.params, CONFIG.network, CONFIG.to_env(), temperature=2.0)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -13,13 +12,13 @@ from episodes import world
 import offload_jax as oj
 from offload_jax.evaluation import testsets
 from offload_jax.files.checks import ConfigError, PolicyError
-from offload_jax.learning import updates
 from offload_jax.policy.decoding import greedy_plan
 from offload_jax.policy.policy import Policy
 from offload_jax.problem import equations
 from offload_jax.problem.instance import taken
 from offload_jax.runs import policy_folder
 from offload_jax.runs.config_file import from_settings
+from offload_jax.runs.train import initial_state
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 CONFIG = from_settings({"scenario": {"kind": "edge"}, "network": {"width": 8, "heads": 2}}, "test")
@@ -27,7 +26,7 @@ CONFIG = from_settings({"scenario": {"kind": "edge"}, "network": {"width": 8, "h
 
 @pytest.fixture(scope="module")
 def policy() -> Policy:
-    state = updates.init(CONFIG.to_learner(), jax.random.key(0))
+    state = initial_state(CONFIG)
     return Policy(state.params, CONFIG.network, CONFIG.to_env(), temperature=2.0)
 
 
