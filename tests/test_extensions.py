@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 import tyro
 import yaml
-from episodes import jit, world
+from compiled import jit
+from episodes import world
 from jax import Array
 from paths import ROOT
 

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiled import jit
 from episodes import (
     ORDERS,
-    jit,
     numpy,
     one,
     permute_users,

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiled import jit
 from episodes import (
     COUNT,
     ORDERS,
-    jit,
     numpy,
     one,
     permute_users,

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from episodes import jit, world
+from compiled import jit
+from episodes import world
 from scipy import stats
 
 from offload_jax.evaluation import figures, report, timeline

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from episodes import WORLDS, jit
+from compiled import jit
+from episodes import WORLDS
 
 from offload_jax import cli
 from offload_jax.commands import sources

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from compiled import jit
 
 from offload_jax.env.config import EnvConfig
 from offload_jax.env.state import State, action_mask
@@ -33,9 +34,6 @@ _USER_FIELDS = (
     "accuracy_local", "accuracy_floor", "accuracy_slope", "accuracy_centre", "mask",
 )  # fmt: skip
 _BATCH_FIELDS = ("intercept", "capacity", "server")
-
-# Compiling dominates these tests: half the time without LLVM's optimisations.
-jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 sample = jit(sample_instances, static_argnums=(0, 2))
 

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from episodes import WORLDS, jit, numpy, scale_times, unchecked, world
+from compiled import jit
+from episodes import WORLDS, numpy, scale_times, unchecked, world
 from probes import GAINS, OPTIMA, ProbeScenario, probes
 
 from offload_jax.env.description import describe, local_time

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from episodes import jit, numpy, one, sample, world
+from compiled import jit
+from episodes import numpy, one, sample, world
 from test_search import degenerate
 
 from offload_jax.methods import METHODS

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from episodes import jit, numpy, sample, world
+from compiled import jit
+from episodes import numpy, sample, world
 from paths import GOLDEN
 
 from offload_jax.files.records import read_instances

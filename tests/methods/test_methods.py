@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from episodes import WORLDS, jit, one, sample, world
+from compiled import jit
+from episodes import WORLDS, one, sample, world
 from paths import GOLDEN
 
 from offload_jax.files.records import Plan, read_instances

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from episodes import jit, one, world
+from compiled import jit
+from episodes import one, world
 from paths import GOLDEN
 from test_search import degenerate
 

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from episodes import jit, one, spoil_padding, world
+from compiled import jit
+from episodes import one, spoil_padding, world
 
 from offload_jax.learning.soft_value import soft_evaluate
 from offload_jax.methods import METHODS, apply_method, solve

@@ -8,7 +8,8 @@ from dataclasses import replace
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from episodes import jit, numpy, one, world
+from compiled import jit
+from episodes import numpy, one, world
 
 from offload_jax import cli
 from offload_jax.commands.advise import text

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from episodes import jit, numpy, one, play, sample, world
+from compiled import jit
+from episodes import numpy, one, play, sample, world
 
 from offload_jax.env.step import reset
 from offload_jax.plans.candidates import exact_gains, gain_of

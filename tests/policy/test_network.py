@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiled import jit
 from episodes import (
-    jit,
     numpy,
     one,
     permute_batches,

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from episodes import WORLDS, jit, one, sample, world
+from compiled import jit
+from episodes import WORLDS, one, sample, world
 
 from offload_jax.env.environment import Snapshot
 from offload_jax.learning import updates

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from episodes import jit, numpy, one, replay, world
+from compiled import jit
+from episodes import numpy, one, replay, world
 from scipy import stats
 
 from offload_jax.env.config import EnvConfig
