@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 from offload_jax.evaluation.comparison import ALL, HARD, Comparison, Detail, MethodRow, half_width
 from offload_jax.evaluation.reference import values
@@ -32,8 +33,6 @@ from offload_jax.problem.types import Assignment, Key
 from offload_jax.splits import NATIVE, Solver
 
 Decide = Callable[[Instance], Decision]
-# Every cell compiles a sampler of its own, to run it once: optimising it would take 4x as long.
-_QUICK_COMPILE = {"xla_backend_optimization_level": 0}
 
 
 def sample_cells(scenario: Scenario, per_cell: int, key: Key) -> dict[str, Instance]:
@@ -42,10 +41,14 @@ def sample_cells(scenario: Scenario, per_cell: int, key: Key) -> dict[str, Insta
     named: dict[str, Any] = dict(scenario.cells())
     for i, (name, cell) in enumerate(named.items()):
         keys = jax.random.split(jax.random.fold_in(key, i), per_cell)
-        sample = jax.jit(jax.vmap(cell.sample, out_axes=-1), compiler_options=_QUICK_COMPILE)
-        instances = sample(keys)
-        cells[name] = pad_users(instances, scenario.max_users)
+        cells[name] = _sample_padded(cell, scenario.max_users, keys)
     return cells
+
+
+# Every cell compiles a sampler of its own, to run it once: optimising it would take 4x as long.
+@partial(jax.jit, static_argnums=(0, 1), compiler_options={"xla_backend_optimization_level": 0})
+def _sample_padded(cell: Scenario, num_users: int, keys: Array) -> Instance:
+    return pad_users(jax.vmap(cell.sample, out_axes=-1)(keys), num_users)
 
 
 def deciders(

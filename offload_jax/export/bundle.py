@@ -41,7 +41,7 @@ from offload_jax.files.records import (
     instance_to_json,
 )
 from offload_jax.policy.policy import Policy
-from offload_jax.problem.instance import taken, to_record
+from offload_jax.problem.instance import Instance, taken, to_record
 from offload_jax.runs.config import TrainConfig
 from offload_jax.splits import NATIVE
 
@@ -133,8 +133,7 @@ def _check(policy: Policy, out: Path) -> None:
 
 def trained_ranges(config: TrainConfig) -> dict[str, list[float | None]]:
     """The numbers that training met, by the names of `spans`, widened a little; None: infinity."""
-    keys = jax.random.split(jax.random.key(1), SAMPLED)
-    instances = jax.device_get(jax.vmap(config.scenario.sample, out_axes=-1)(keys))
+    instances = _sampled(config, 1, SAMPLED)
     mask = instances.mask
     found = {"users": mask.sum(axis=0)}
     demand = np.where(mask, instances.demand, 0).sum(axis=0)
@@ -144,6 +143,12 @@ def trained_ranges(config: TrainConfig) -> dict[str, list[float | None]]:
         real = np.moveaxis(x, -1, 1)[mask] if port.axes.startswith("N") else x
         found[port.name] = real
     return {name: _widened(float(np.min(x)), float(np.max(x))) for name, x in found.items()}
+
+
+def _sampled(config: TrainConfig, seed: int, count: int) -> Instance:
+    """Instances of the scenario, the batch last, in NumPy."""
+    keys = jax.random.split(jax.random.key(seed), count)
+    return jax.device_get(jax.jit(jax.vmap(config.scenario.sample, out_axes=-1))(keys))
 
 
 def _widened(low: float, high: float) -> list[float | None]:
@@ -156,9 +161,9 @@ def _widened(low: float, high: float) -> list[float | None]:
 
 def _vector_instances(config: TrainConfig, limit: int) -> list[InstanceRecord]:
     """Instances of the scenario that fit the bundle."""
-    keys = jax.random.split(jax.random.key(2), 4 * VECTORS)
-    instances = jax.device_get(jax.vmap(config.scenario.sample, out_axes=-1)(keys))
-    records = [to_record(taken(instances, i), f"vector-{i}") for i in range(len(keys))]
+    count = 4 * VECTORS
+    instances = _sampled(config, 2, count)
+    records = [to_record(taken(instances, i), f"vector-{i}") for i in range(count)]
     fitting = [record for record in records if len(record.alpha) <= limit]
     if not fitting:
         raise ConfigError(f"sizes ends at {limit}; the scenario has no instances with so few users")
