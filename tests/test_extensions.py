@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import tyro
 import yaml
-from compiled import jit
+from compiled import evaluate, jit
 from episodes import world
 from jax import Array
 from paths import ROOT
@@ -238,6 +238,6 @@ def test_rules_change_the_splits(folder, name) -> None:
     solver = load_config(folder / f"{name}.yaml").splits.to_solver()
     instances = jax.tree.map(lambda x: x[..., :2], world("edge"))
     plan = jnp.where(instances.mask, jnp.arange(6)[:, None] % 4 + 1, 0).astype(jnp.int32)
-    mine, plain = (oj.evaluate(instances, plan, one) for one in (solver, NATIVE))
+    mine, plain = (evaluate(instances, plan, one) for one in (solver, NATIVE))
     mine, plain = (np.nan_to_num(np.asarray(one.gain), nan=-1) for one in (mine, plain))
     assert np.all(mine < plain - 0.01)

@@ -11,7 +11,7 @@ import numpy as np
 
 from offload_jax.evaluation.figures import INK, new_figure
 from offload_jax.files.records import Plan
-from offload_jax.plans.outcome import evaluate
+from offload_jax.plans.plan import execute
 from offload_jax.problem import equations
 from offload_jax.problem.instance import Instance
 from offload_jax.splits import NATIVE, Solver
@@ -78,8 +78,9 @@ def plan_figure(instance: Instance, plan: Plan, solver: Solver = NATIVE, title: 
 
 def _rows(instance: Instance, plan: Plan, solver: Solver) -> list[_Row]:
     """Headings of servers, of batches and of the denied, and users below them."""
-    outcome = evaluate(instance, plan.assignment, solver)
-    placed = equations.place(instance, jnp.asarray(plan.assignment, jnp.int32))
+    assignment = jnp.asarray(plan.assignment, jnp.int32)
+    outcome = execute(instance, assignment, solver).outcome
+    placed = equations.place(instance, assignment)
     split = jnp.asarray(plan.integer_split, instance.alpha.dtype)
     use = np.asarray(equations.server_use(instance, placed, split))
     load, budget = np.asarray(placed.load), np.asarray(instance.budget)

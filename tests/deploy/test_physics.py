@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from compiled import evaluate
 from paths import GOLDEN
-from problems import EVALUATE
 
 from offload_jax.deploy.physics import effect
 from offload_jax.files.records import InstanceRecord, read_instances
@@ -36,7 +36,7 @@ def test_numpy_values_a_plan_as_the_package_does(x64) -> None:
     for record in RECORDS * 5:
         batches = len(record.intercept)
         assignment = rng.integers(0, batches + 1, len(record.alpha))
-        outcome = EVALUATE(from_record(record), assignment)
+        outcome = evaluate(from_record(record), assignment)
         done = effect(record, assignment, np.asarray(outcome.split, float))
         np.testing.assert_allclose(done.objective, outcome.objective, rtol=1e-9)
         np.testing.assert_allclose(done.latency, outcome.latency, rtol=1e-9)

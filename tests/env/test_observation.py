@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from compiled import jit
+from compiled import describe, jit, observe, reset
 from episodes import (
     ORDERS,
     numpy,
@@ -24,10 +24,8 @@ from episodes import (
 )
 
 from offload_jax.env.config import EnvConfig
-from offload_jax.env.description import ROOM, describe, local_time
-from offload_jax.env.observation import observe
+from offload_jax.env.description import ROOM, local_time
 from offload_jax.env.state import action_mask
-from offload_jax.env.step import reset
 from offload_jax.plans.reduced_gains import reply_gains
 from offload_jax.problem.instance import toy
 from offload_jax.problem.scenario import PRESETS

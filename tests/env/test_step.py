@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from compiled import jit
+from compiled import evaluate, gain_of, jit, reset
 from episodes import (
     COUNT,
     ORDERS,
@@ -23,16 +23,13 @@ from episodes import (
 
 from offload_jax.env.config import EnvConfig
 from offload_jax.env.state import action_mask, leading_to, num_actions
-from offload_jax.env.step import release, reset, step
+from offload_jax.env.step import release, step
 from offload_jax.methods.heuristics import reduced_greedy
-from offload_jax.plans.candidates import gain_of
-from offload_jax.plans.outcome import evaluate, objective_denied
+from offload_jax.plans.outcome import objective_denied
 from offload_jax.plans.reduced_gains import reduced_gains
 from offload_jax.problem import equations
 from offload_jax.problem.instance import toy
 from offload_jax.splits import NATIVE
-
-evaluated = jit(evaluate)
 
 
 @jit
@@ -48,7 +45,7 @@ def judged(instances, turns):
     steps = assignment.shape[0]
     many = jax.tree.map(lambda x: jnp.tile(x, (1,) * (x.ndim - 1) + (steps,)), instances)
     flat = np.moveaxis(assignment, 0, 1).reshape(assignment.shape[1], -1)
-    outcome = numpy(evaluated(many, jnp.asarray(flat)))
+    outcome = numpy(evaluate(many, jnp.asarray(flat)))
     return jax.tree.map(
         lambda x: np.moveaxis(x.reshape(*x.shape[:-1], steps, COUNT), -2, 0), outcome
     )

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from compiled import jit
+from compiled import evaluate, jit
 from episodes import WORLDS
 
 from offload_jax import cli
@@ -17,7 +17,6 @@ from offload_jax.commands import sources
 from offload_jax.evaluation import testsets
 from offload_jax.files.checks import TestSetError
 from offload_jax.methods import METHODS
-from offload_jax.plans.outcome import evaluate
 from offload_jax.plans.plan import PROVEN, Decision
 from offload_jax.problem.scenario import PRESETS
 
@@ -42,7 +41,7 @@ def test_shipped_sets_hold_what_they_say(name) -> None:
     some = np.arange(0, count, max(1, count // 32))
     with jax.enable_x64(True):
         part = jax.tree.map(lambda x: jnp.asarray(x[..., some]), testset.instances)
-        outcome = jax.jit(evaluate)(part, jnp.asarray(testset.assignments()[:, some]))
+        outcome = evaluate(part, jnp.asarray(testset.assignments()[:, some]))
         assert np.all(np.asarray(outcome.feasible))
         np.testing.assert_allclose(outcome.gain, testset.gains[some], rtol=1e-9)
         objectives = [testset.best[i].objective for i in some]

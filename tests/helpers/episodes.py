@@ -90,40 +90,47 @@ def unchecked(config, **changes):
     return changed
 
 
-def one(tree, index: int):
-    """One instance (or state, ...) of a batch-last tree."""
-    return jax.tree.map(lambda x: x[..., index], tree)
+# What follows computes in NumPy: JAX would compile every operation of every shape.
 
 
 def numpy(tree):
     return jax.tree.map(np.asarray, tree)
 
 
+def one(tree, index: int):
+    """One instance (or state, ...) of a batch-last tree."""
+    return jax.tree.map(lambda x: jnp.asarray(np.asarray(x)[..., index]), tree)
+
+
 def permute_users(instance: Instance, order) -> Instance:
     """The users stored in another order: user j is what user order[j] was."""
-    return replace(instance, **{name: getattr(instance, name)[order] for name in _USER_FIELDS})
+    return _changed(instance, _USER_FIELDS, lambda x: x[np.asarray(order)])
 
 
 def permute_batches(instance: Instance, order) -> Instance:
     """The batches stored in another order, hosted by the same servers."""
-    moved = {name: getattr(instance, name)[order] for name in _BATCH_FIELDS}
-    for name in ("accuracy_floor", "accuracy_slope", "accuracy_centre"):
-        moved[name] = getattr(instance, name)[:, order]
-    return replace(instance, **moved, interference=instance.interference[order][:, order])
+    moved = _changed(instance, _BATCH_FIELDS, lambda x: x[order])
+    tables = ("accuracy_floor", "accuracy_slope", "accuracy_centre")
+    moved = _changed(moved, tables, lambda x: x[:, order])
+    return _changed(moved, ("interference",), lambda x: x[order][:, order])
 
 
 def scale_times(instance: Instance, factor: float) -> Instance:
     """The same instance in another unit of time."""
     times = ("local_step", "alpha", "wait", "payload", "intercept", "interference", "budget")
-    return replace(instance, **{name: factor * getattr(instance, name) for name in times})
+    return _changed(instance, times, lambda x: factor * x)
 
 
 def spoil_padding(instance: Instance, garbage: float) -> Instance:
     """Padded users filled with garbage, except for the mask."""
+    mask = np.asarray(instance.mask)
 
-    def spoiled(value):
-        mask = instance.mask if value.ndim == instance.mask.ndim else instance.mask[:, None]
-        return jnp.where(mask, value, garbage)
+    def spoiled(x):
+        return np.where(mask if x.ndim == mask.ndim else mask[:, None], x, x.dtype.type(garbage))
 
-    names = [name for name in _USER_FIELDS if name != "mask"]
-    return replace(instance, **{name: spoiled(getattr(instance, name)) for name in names})
+    return _changed(instance, [name for name in _USER_FIELDS if name != "mask"], spoiled)
+
+
+def _changed(instance: Instance, names, change) -> Instance:
+    fields = {name: change(np.asarray(getattr(instance, name))) for name in names}
+    return replace(instance, **{name: jnp.asarray(x) for name, x in fields.items()})

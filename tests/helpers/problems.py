@@ -15,14 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import jaxtyped
 
-from offload_jax.plans.outcome import evaluate
 from offload_jax.plans.rounding import round_splits
 from offload_jax.splits import SplitProblem, solve_splits
 
 # Jitted once: compiling takes longer than anything else in these tests.
 SOLVE = jax.jit(solve_splits)
 ROUND = jax.jit(round_splits)
-EVALUATE = jax.jit(evaluate)
 
 
 def conforms(record: Any) -> bool:

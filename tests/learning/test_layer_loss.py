@@ -9,12 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiled import evaluate, init, observe, reset
 from episodes import WORLDS, world
-from problems import EVALUATE
 
 from offload_jax.env.environment import Snapshot
-from offload_jax.env.observation import observe
-from offload_jax.env.step import reset
 from offload_jax.files.checks import ConfigError
 from offload_jax.learning import updates
 from offload_jax.learning.algorithm import Learner
@@ -30,7 +28,7 @@ from offload_jax.splits import NATIVE, SOLVERS, solver_named
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 
-begin = jax.jit(updates.init, static_argnums=0)  # op by op it takes seconds
+objective = jax.jit(soft_loss, static_argnums=4)
 COUNT, CHOICES = 6, 5
 ENVS = {
     "arrival": Snapshot(),
@@ -39,16 +37,21 @@ ENVS = {
 }
 
 
-def decisions(env):
-    """(instances, observations of every user's turn from the empty plan, logits of any size)."""
-    instances = world("edge", COUNT)
+@partial(jax.jit, static_argnums=1)
+def every_turn(instances, env):
     start = reset(instances, env)
     steps = 1 if env.order == "adaptive" else instances.num_users
 
     def look(time):
         return split_samples(observe(instances, replace(start, time=start.time + time), env), 1)
 
-    seen = jax.vmap(look)(jnp.arange(steps))
+    return jax.vmap(look)(jnp.arange(steps))
+
+
+def decisions(env):
+    """(instances, observations of every user's turn from the empty plan, logits of any size)."""
+    instances = world("edge", COUNT)
+    seen = every_turn(instances, env)
     draws = np.random.default_rng(0).normal(size=seen.mask.shape)
     return instances, seen, jnp.where(seen.mask, jnp.asarray(draws), -jnp.inf)
 
@@ -82,11 +85,11 @@ def test_a_certain_policy_is_worth_its_plan() -> None:
     plan = np.where(instances.mask, plan, 0)
     taken = plan[:, :, None, None] == np.arange(CHOICES)
     unit = jnp.linspace(1.0, 3.0, COUNT)
-    found = soft_loss(instances, seen, jnp.where(taken, 60.0, 0.0), unit, NATIVE)[:, 0]
+    found = objective(instances, seen, jnp.where(taken, 60.0, 0.0), unit, NATIVE)[:, 0]
     load = np.stack([(np.where(plan == k, instances.demand, 0)).sum(axis=0) for k in range(1, 5)])
     over = np.maximum(load - np.asarray(instances.capacity), 0).sum(axis=0)
     demand = np.where(instances.mask, instances.demand, 0).sum(axis=0)
-    worth = np.asarray(EVALUATE(instances, jnp.asarray(plan, jnp.int32)).gain)
+    worth = np.asarray(evaluate(instances, jnp.asarray(plan, jnp.int32)).gain)
     np.testing.assert_allclose(found, OVERLOAD * over / demand - worth / unit, rtol=2e-3, atol=1e-3)
     assert over.max() > 0
 
@@ -98,7 +101,7 @@ def test_the_gradient_in_the_logits_is_that_of_differences(x64, solver) -> None:
 
     @jax.jit
     def total(logits):
-        return jnp.sum(soft_loss(instances, seen, logits, unit, solver))
+        return jnp.sum(objective(instances, seen, logits, unit, solver))
 
     slope = jax.jit(jax.grad(total))(logits)
     legal = np.asarray(seen.mask)
@@ -113,7 +116,8 @@ def test_stopping_is_not_taught() -> None:
     """In adaptive order it ends the plan for all: pairs get a gradient, its logit none."""
     instances, seen, logits = decisions(ENVS["adaptive"])
     unit = jnp.ones(COUNT)
-    slope = jax.grad(lambda x: jnp.sum(soft_loss(instances, seen, x, unit, NATIVE)))(logits)
+    total = jax.jit(lambda x: jnp.sum(objective(instances, seen, x, unit, NATIVE)))
+    slope = jax.jit(jax.grad(total))(logits)
     assert np.all(np.asarray(slope)[..., -1] == 0)
     assert np.abs(np.asarray(slope)[..., :-1]).max() > 1e-3
 
@@ -126,7 +130,7 @@ def test_in_training_it_is_of_the_empty_plan() -> None:
         Snapshot(order="adaptive", candidates=2),
     )
     learner = Learner(WORLDS["edge"], env, network, algorithm, config)
-    params = begin(learner, jax.random.key(0)).params
+    params = init(learner, jax.random.key(0)).params
     policy, (instances, seen, _) = learner.policy(params), decisions(replace(env, candidates=0))
 
     @jax.jit
@@ -135,7 +139,7 @@ def test_in_training_it_is_of_the_empty_plan() -> None:
         _, parts = loss(learner, params, instances, collected, jnp.zeros(()))
         logits, _ = policy.decode_steps(policy.encode(instances), seen)
         unit = best_gain(learner, instances, collected.gain)
-        return parts["layer"], jnp.mean(soft_loss(instances, seen, logits, unit, env.solver))
+        return parts["layer"], jnp.mean(objective(instances, seen, logits, unit, env.solver))
 
     found, wanted = both()
     assert float(found) == pytest.approx(float(wanted), rel=1e-4)
@@ -154,7 +158,7 @@ def test_it_is_part_of_an_update(env) -> None:
         config = LearnerConfig(instances=4, samples=3, updates=1, entropy=entropy)
         learner = Learner(WORLDS["edge"], env, network, algorithm, config)
         run = jax.jit(partial(updates.update, learner))
-        state, metrics = run(begin(learner, jax.random.key(0)))
+        state, metrics = run(init(learner, jax.random.key(0)))
         assert bool(metrics["sound"])
         assert (metrics.get("layer", 0) != 0) == isinstance(algorithm, Layer)
         ends.append(jax.flatten_util.ravel_pytree(state.params)[0])

@@ -10,14 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from compiled import jit
+from compiled import describe, init, jit, observe, reset
 from episodes import WORLDS, numpy, scale_times, unchecked, world
 from probes import GAINS, OPTIMA, ProbeScenario, probes
 
-from offload_jax.env.description import describe, local_time
+from offload_jax.env.description import local_time
 from offload_jax.env.environment import Snapshot
-from offload_jax.env.observation import in_sight, observe
-from offload_jax.env.step import reset
+from offload_jax.env.observation import in_sight
 from offload_jax.learning import trajectories
 from offload_jax.learning.algorithm import Collected, Learner
 from offload_jax.learning.algorithms import ppo
@@ -27,10 +26,9 @@ from offload_jax.learning.algorithms.preference import Preference
 from offload_jax.learning.algorithms.self_labelling import SelfLabelling
 from offload_jax.learning.config import LearnerConfig
 from offload_jax.learning.loss import loss
-from offload_jax.learning.updates import collect, init, summarize, update
+from offload_jax.learning.updates import collect, summarize, update
 from offload_jax.policy.decoding import greedy_plan
-from offload_jax.policy.rollout import begin as start_of
-from offload_jax.policy.rollout import record
+from offload_jax.policy.rollout import begin, record
 from offload_jax.policy.sampling import greedy_action, sample_action
 from offload_jax.policy.transformer import Transformer
 from offload_jax.splits import SplitsConfig
@@ -50,9 +48,6 @@ SETTINGS = {
 }
 
 
-begin = jit(init, static_argnums=0)
-
-
 @partial(jit, static_argnums=0)
 def trained(learner, key):
     """(first state, last state, metrics of every update), in one program."""
@@ -67,7 +62,7 @@ def trained(learner, key):
 def greedy(learner, params, instances):
     """(assignment, gain) of the greedy episode, and the critic's value of its every state."""
     policy = learner.policy(params)
-    final, batch = record(policy, start_of(policy, instances, 1), greedy_action, None)
+    final, batch = record(policy, begin(policy, instances, 1), greedy_action, None)
     return final.assignment, final.gain, batch.value[..., 0]
 
 
@@ -180,7 +175,7 @@ def test_updates_are_deterministic_and_traced_once():
     learner = SETTINGS["ppo"]
     chex.clear_trace_counter()
     counted = jit(chex.assert_max_traces(lambda state: update(learner, state), n=1))
-    first = begin(learner, jax.random.key(1))
+    first = init(learner, jax.random.key(1))
     second, metrics = counted(first)
     chex.assert_trees_all_equal(counted(first), (second, metrics))
     third, _ = counted(second)
@@ -201,7 +196,7 @@ def lucky(request):
     config = LearnerConfig(instances=8, samples=4, entropy=0.5)
     learner = Learner(WORLDS["edge"], Snapshot(), SMALL, ALGORITHMS[request.param], config)
     instances = world("edge", 8)
-    state = begin(learner, jax.random.key(0))
+    state = init(learner, jax.random.key(0))
     return learner, state.params, instances, by_algorithm(learner, state.params, instances)
 
 

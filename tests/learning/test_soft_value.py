@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from problems import EVALUATE
+from compiled import evaluate, sample_one
+from episodes import sample
 
 from offload_jax.learning.soft_value import _soft_gain, soft_evaluate
-from offload_jax.learning.trajectories import sample_instances
 from offload_jax.plans.outcome import objective_denied
 from offload_jax.plans.reduced_gains import move_gains
 from offload_jax.problem import equations
@@ -34,7 +34,7 @@ soft = jax.jit(soft_evaluate, static_argnames="solver")
 
 def world() -> tuple[Instance, jax.Array, jax.Array]:
     """Instances, probabilities of them, and 0/1 assignments (batch last)."""
-    instances = sample_instances(SCENARIO, jax.random.key(3), COUNT)
+    instances = sample(SCENARIO, jax.random.key(3), COUNT)
     draw = np.random.default_rng(0)
     logits = jnp.asarray(draw.normal(size=(6, 4, COUNT)))
     plan = draw.integers(0, 4, (6, COUNT))
@@ -49,7 +49,7 @@ def corner(plan: jax.Array) -> jax.Array:
 @pytest.mark.parametrize("solver", SOLVERS, ids=lambda solver: solver.name)
 def test_corners_are_plans(x64, solver) -> None:
     instances, _, plan = world()
-    outcome, plain = soft(instances, corner(plan), solver=solver), EVALUATE(instances, plan)
+    outcome, plain = soft(instances, corner(plan), solver=solver), evaluate(instances, plan)
     assert np.all(outcome.status == Status.SOLVED)
     scale = np.sum(instances.mask * (instances.alpha + instances.steps * instances.local_step), 0)
     assert np.max(np.abs(outcome.objective - plain.objective) / scale) <= 1e-6
@@ -68,7 +68,7 @@ def test_corners_are_plans(x64, solver) -> None:
 
 def test_float32_corners_are_plans() -> None:
     instances, _, plan = world()
-    outcome, plain = soft(instances, corner(plan)), EVALUATE(instances, plan)
+    outcome, plain = soft(instances, corner(plan)), evaluate(instances, plan)
     scale = np.sum(instances.mask * (instances.alpha + instances.steps * instances.local_step), 0)
     assert np.all(outcome.status == Status.SOLVED)
     assert np.max(np.abs(outcome.gain - plain.gain) / scale) <= 1e-6
@@ -108,7 +108,7 @@ def test_fixed_splits_have_the_expected_value(x64) -> None:
     """Exactly, summed over all 4^4 plans of one instance; and by drawing plans."""
     p = world()[1]
     few = replace(SCENARIO, num_users=(4,))
-    instance, p = few.sample(jax.random.key(8)), p[:4, :, 0]
+    instance, p = sample_one(few, jax.random.key(8)), p[:4, :, 0]
     split = jnp.asarray(np.random.default_rng(2).uniform(30, 50, (4, 3)))
     claimed = float(_soft_gain(instance, p[:, 1:], split))
 
@@ -132,9 +132,11 @@ def test_fixed_splits_have_the_expected_value(x64) -> None:
 def test_gradient_at_a_corner_is_the_reduced_gain(x64) -> None:
     """dV/dp_ik - dV/dp_i0 of a denied user is what granting would gain, to first order."""
     instances, _, plan = world()
-    plain = EVALUATE(instances, plan)
-    reduced = move_gains(instances, equations.place(instances, plan), plain.split, plain.price)
-    slope = jax.grad(lambda p: jnp.sum(soft_evaluate(instances, p).objective))(corner(plan))
+    plain = evaluate(instances, plan)
+    placed = equations.place(instances, plan)
+    reduced = jax.jit(move_gains)(instances, placed, plain.split, plain.price)
+    total = jax.jit(jax.grad(lambda p: jnp.sum(soft(instances, p).objective)))
+    slope = total(corner(plan))
     denied = np.asarray((plan == 0) & instances.mask)[:, None]
     found = np.where(denied, slope[:, 1:] - slope[:, :1], 0)
     np.testing.assert_allclose(found, np.where(denied, reduced, 0), atol=1e-9)

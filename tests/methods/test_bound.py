@@ -8,21 +8,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from compiled import jit
+from compiled import feasible_gain, jit
 from episodes import numpy, one, sample, world
 from test_search import degenerate
 
 from offload_jax.methods import METHODS
 from offload_jax.methods.bound import BoundConfig, upper_bound
 from offload_jax.methods.enumeration import enumerate_all
-from offload_jax.plans.candidates import feasible_gain
 from offload_jax.problem.instance import stack, toy
 from offload_jax.problem.scenario import EdgeScenario, PaperScenario
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 COUNT = 8
 SHORT = BoundConfig(rounds=300)
-gains_of = jit(feasible_gain)
 
 
 def changed() -> dict[str, object]:
@@ -44,7 +42,7 @@ def changed() -> dict[str, object]:
 def test_no_plan_is_above(case) -> None:
     instances = changed()[case]
     plans = jnp.stack([enumerate_all(one(instances, i)) for i in range(COUNT)], axis=-1)
-    best = np.asarray(gains_of(instances, plans))
+    best = np.asarray(feasible_gain(instances, plans))
     start = jit(METHODS["reduced-greedy"].assign)(instances)  # it need not be the best plan
     bound = upper_bound(instances, start, config=SHORT)
     assert np.all(bound >= best * (1 - 1e-6))
@@ -60,7 +58,7 @@ def test_no_plan_is_above(case) -> None:
 def test_is_close_in_the_shipped_scenarios(scenario, method, gap) -> None:
     instances = sample(scenario, jax.random.key(0), 4)
     plan = jit(METHODS[method].assign)(instances)
-    best = np.asarray(gains_of(instances, plan))
+    best = np.asarray(feasible_gain(instances, plan))
     bound = upper_bound(instances, plan, config=SHORT)
     assert np.all(bound >= best * (1 - 1e-6))
     assert np.mean(bound / best - 1) < gap
@@ -71,7 +69,7 @@ def test_time_ends_it_early_and_the_bound_holds() -> None:
     nobody = jnp.zeros_like(instances.alpha, jnp.int32)
     early = upper_bound(instances, nobody, budget_s=1e-3)
     late = upper_bound(instances, nobody, config=SHORT)
-    best = np.asarray(gains_of(instances, jit(METHODS["greedy"].assign)(instances)))
+    best = np.asarray(feasible_gain(instances, jit(METHODS["greedy"].assign)(instances)))
     assert np.all(early >= best)
     assert np.all(late >= best)
     assert late.mean() < early.mean()
@@ -82,7 +80,7 @@ def test_degenerate_instances() -> None:
         plan = jit(METHODS["greedy"].assign)(instances)
         bound = upper_bound(instances, plan, config=BoundConfig(rounds=100))
         assert np.all(np.isfinite(bound)), case
-        assert np.all(bound >= np.asarray(gains_of(instances, plan)) * (1 - 1e-6)), case
+        assert np.all(bound >= np.asarray(feasible_gain(instances, plan)) * (1 - 1e-6)), case
 
 
 def test_instances_of_different_servers_in_one_batch() -> None:

@@ -9,20 +9,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from compiled import jit
+from compiled import evaluate, jit
 from episodes import numpy, sample, world
 from paths import GOLDEN
 
 from offload_jax.files.records import read_instances
 from offload_jax.methods.exact import refuse_top_b, top_b
-from offload_jax.plans.outcome import evaluate
 from offload_jax.problem.instance import from_record, stack, toy
 from offload_jax.problem.scenario import PaperScenario
 
 FILE = GOLDEN / "paper.json"
 
 planned = jit(top_b)
-valued = jit(evaluate)
 
 
 @pytest.mark.parametrize("capacity", [3, 18])
@@ -33,11 +31,11 @@ def test_top_b_is_the_best_of_all_assignments(x64, capacity):
     instances = replace(instances, capacity=jnp.full_like(instances.capacity, capacity))
     plans = jnp.array(list(product((0, 1), repeat=6)), jnp.int32)
     many = jax.tree.map(lambda x: jnp.tile(x, (1,) * (x.ndim - 1) + (len(plans),)), instances)
-    outcome = numpy(valued(many, jnp.repeat(plans.T, 24, axis=-1)))
+    outcome = numpy(evaluate(many, jnp.repeat(plans.T, 24, axis=-1)))
     gains = np.where(outcome.feasible, outcome.gain, -np.inf).reshape(-1, 24)
     mine = planned(instances)
     assert not np.asarray(mine)[~np.asarray(instances.mask)].any()
-    best = numpy(valued(instances, mine))
+    best = numpy(evaluate(instances, mine))
     assert best.feasible.all()
     np.testing.assert_allclose(best.gain, gains.max(axis=0), rtol=1e-9)
     granted = np.asarray(mine).sum(axis=0)
@@ -51,7 +49,7 @@ def test_top_b_finds_the_golden_optima(x64):
     instances = stack([from_record(record) for record in records])
     assert np.asarray(instances.mask).sum(axis=0).tolist() == [n for n in (4, 8, 12, 16, 20)
                                                                for _ in range(4)]  # fmt: skip
-    outcome = numpy(valued(instances, planned(instances)))
+    outcome = numpy(evaluate(instances, planned(instances)))
     wanted = [record.optimum.objective for record in records]
     np.testing.assert_allclose(outcome.objective, wanted, rtol=0, atol=1e-6)
 

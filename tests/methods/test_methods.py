@@ -6,19 +6,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from compiled import jit
+from compiled import evaluate, gain_of, jit
 from episodes import WORLDS, one, sample, world
 from paths import GOLDEN
 
 from offload_jax.files.records import Plan, read_instances
 from offload_jax.methods import METHODS, solve
-from offload_jax.plans.candidates import exact_gains, gain_of
-from offload_jax.plans.outcome import evaluate
+from offload_jax.plans.candidates import exact_gains
 from offload_jax.problem.instance import from_record, stack, toy
 from offload_jax.problem.scenario import EdgeScenario
 
 FILE = GOLDEN / "paper.json"
-gains_of = jit(gain_of)
 
 
 def assigned(name: str, instances) -> jax.Array:
@@ -30,10 +28,10 @@ def test_on_the_golden_instances(x64) -> None:
     batch = stack([from_record(record) for record in records])
     best = np.array([record.optimum.objective - record.optimum.deny_all for record in records])
     for name in ("top-b", "greedy", "reduced-greedy"):
-        gains = gains_of(batch, assigned(name, batch))
+        gains = gain_of(batch, assigned(name, batch))
         np.testing.assert_allclose(gains, best, rtol=1e-9, err_msg=name)
     for name in ("deny", "grant", "myopic"):
-        assert np.all(np.asarray(gains_of(batch, assigned(name, batch))) <= best + 1e-9), name
+        assert np.all(np.asarray(gain_of(batch, assigned(name, batch))) <= best + 1e-9), name
 
 
 RULES = [name for name, method in METHODS.items() if method.assign is not None]
@@ -43,7 +41,7 @@ RULES = [name for name, method in METHODS.items() if method.assign is not None]
 def test_every_plan_is_feasible(name) -> None:
     instances = world("paper" if METHODS[name].optimal else "edge")
     plan = assigned(name, instances)
-    outcome = jit(evaluate)(instances, plan)
+    outcome = evaluate(instances, plan)
     assert np.all(np.asarray(outcome.feasible))
     assert not np.asarray(plan)[~np.asarray(instances.mask)].any()
     assert np.asarray(plan).any() == (name != "deny")
@@ -81,13 +79,13 @@ def test_greedy_leaves_nothing_to_gain() -> None:
     instances = world("edge", 16)
     final = assigned("greedy", instances)
     assert float(jnp.max(jit(exact_gains)(instances, final))) <= 1e-6
-    assert np.all(np.asarray(gains_of(instances, final)) > 0)
+    assert np.all(np.asarray(gain_of(instances, final)) > 0)
 
 
 def test_reduced_gains_lead_to_what_exact_ones_find() -> None:
     instances = sample(EdgeScenario(num_users=(20,)), jax.random.key(2), 30)
-    exact = gains_of(instances, assigned("greedy", instances))
-    share = np.asarray(gains_of(instances, assigned("reduced-greedy", instances)) / exact)
+    exact = gain_of(instances, assigned("greedy", instances))
+    share = np.asarray(gain_of(instances, assigned("reduced-greedy", instances)) / exact)
     assert share.mean() >= 0.998
     assert share.min() >= 0.98
 

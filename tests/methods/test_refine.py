@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiled import feasible_gain
 from episodes import world
 
 from offload_jax.methods.refine import _best_different, refine
-from offload_jax.plans.candidates import feasible_gain
 from offload_jax.policy.decoding import best_of
 from offload_jax.policy.policy import Policy
 from offload_jax.runs.config_file import from_settings

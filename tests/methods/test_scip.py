@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from compiled import jit
+from compiled import feasible_gain, jit
 from episodes import one, world
 from paths import GOLDEN
 from test_search import degenerate
@@ -18,7 +18,6 @@ from offload_jax.files.records import read_instances
 from offload_jax.methods import solve
 from offload_jax.methods.enumeration import enumerate_all
 from offload_jax.methods.scip import branch_and_bound, refuse_scip
-from offload_jax.plans.candidates import feasible_gain
 from offload_jax.problem.instance import from_record, toy
 from offload_jax.problem.scenario import EdgeScenario
 from offload_jax.splits import SplitsConfig

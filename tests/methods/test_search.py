@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from compiled import jit
+from compiled import evaluate, feasible_gain, gain_of, jit
 from episodes import one, spoil_padding, world
 
 from offload_jax.learning.soft_value import soft_evaluate
@@ -18,22 +18,20 @@ from offload_jax.methods import METHODS, apply_method, solve
 from offload_jax.methods.enumeration import enumerate_all
 from offload_jax.methods.moves import Moves
 from offload_jax.methods.search import Trace, repaired, someone
-from offload_jax.plans.candidates import feasible_gain, gain_of
-from offload_jax.plans.outcome import evaluate, solve_assignment
+from offload_jax.plans.outcome import solve_assignment
 from offload_jax.plans.reduced_gains import move_gains
 from offload_jax.splits import NATIVE
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 SEARCHES = [name for name, method in METHODS.items() if method.search is not None]
 COUNT = 8
-gains_of, valued = jit(feasible_gain), jit(evaluate)
 
 
 @cache
 def optima() -> np.ndarray:
     instances = world("edge", COUNT)
     plans = [enumerate_all(one(instances, i)) for i in range(COUNT)]
-    return np.asarray(gains_of(instances, jnp.stack(plans, axis=-1)))
+    return np.asarray(feasible_gain(instances, jnp.stack(plans, axis=-1)))
 
 
 @cache
@@ -47,7 +45,7 @@ def decided(name: str) -> tuple[np.ndarray, Trace]:
 def test_plans_are_feasible_and_near_the_optimum(name) -> None:
     instances = world("edge", COUNT)
     plan, trace = decided(name)
-    outcome = valued(instances, plan)
+    outcome = evaluate(instances, plan)
     assert np.all(np.asarray(outcome.feasible))
     assert not plan[~np.asarray(instances.mask)].any()
     np.testing.assert_allclose(outcome.gain, trace.gains[-1], rtol=1e-5)
@@ -75,7 +73,7 @@ def test_local_search_ends_where_nothing_improves() -> None:
             near[-1][[a, b]] = mine[[b, a]]
         count = len(near)
         many = jax.tree.map(lambda x, n=count: jnp.repeat(x[..., None], n, -1), instance)
-        gains = np.asarray(gains_of(many, jnp.array(near).T))
+        gains = np.asarray(feasible_gain(many, jnp.array(near).T))
         assert gains.max() <= float(gain_of(instance, jnp.array(mine))) * (1 + 1e-5)
 
 
@@ -104,7 +102,7 @@ def test_estimates_are_exact_where_all_is_linear(x64) -> None:
     moves = Moves(linear.num_users, linear.num_batches)
     found = np.asarray(jit(lambda i, a: moves.estimates(i, a, NATIVE))(linear, plan))
     after = jit(lambda i, a: moves.gains(i, a, moves.all(a), NATIVE))(linear, plan)
-    wanted = np.asarray(after) - np.asarray(gains_of(linear, plan))
+    wanted = np.asarray(after) - np.asarray(feasible_gain(linear, plan))
     np.testing.assert_array_equal(np.isfinite(found), np.isfinite(wanted))
     assert np.isfinite(found[moves.singles :]).any()
     np.testing.assert_allclose(found, wanted, atol=1e-8)
@@ -170,7 +168,7 @@ def test_repair_denies_only_what_does_not_fit() -> None:
     real = np.asarray(instances.mask)
     assert not fixed[~real].any()
     assert np.all((fixed == np.asarray(anything)) | (fixed == 0))
-    assert np.all(np.isfinite(np.asarray(gains_of(instances, fixed))))
+    assert np.all(np.isfinite(np.asarray(feasible_gain(instances, fixed))))
     np.testing.assert_array_equal(repaired(instances, jnp.array(fixed)), fixed)
 
 
@@ -201,7 +199,7 @@ def check_feasible(name: str, count: int) -> int:
     cases = degenerate(count)
     for case, instances in cases.items():
         plan = apply_method(name, instances).assignment
-        outcome = valued(instances, plan)
+        outcome = evaluate(instances, plan)
         assert np.all(np.asarray(outcome.feasible)), case
         assert np.all(np.asarray(outcome.gain) >= -1e-4) or name == "grant", case
         assert not np.asarray(plan)[~np.asarray(instances.mask)].any(), case

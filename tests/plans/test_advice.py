@@ -8,15 +8,14 @@ from dataclasses import replace
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from compiled import jit
+from compiled import evaluate, gain_of, jit
 from episodes import numpy, one, world
 
 from offload_jax import cli
 from offload_jax.commands.advise import text
 from offload_jax.files import records
 from offload_jax.plans.advice import BUDGET, CAPACITY, OPEN, RULES, WORTH, advise
-from offload_jax.plans.candidates import exact_gains, gain_of
-from offload_jax.plans.outcome import evaluate
+from offload_jax.plans.candidates import exact_gains
 from offload_jax.plans.reduced_gains import move_gains
 from offload_jax.problem import equations
 from offload_jax.problem.instance import save_instances, toy
@@ -26,7 +25,7 @@ from offload_jax.splits import SplitsConfig
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 
 COUNT = 24
-solved, exact = jit(gain_of), jit(exact_gains)
+exact = jit(exact_gains)
 
 
 @jit
@@ -36,7 +35,7 @@ def estimates(instance, plan):
 
 
 def worth(instance, plan) -> float:
-    return float(solved(instance, jnp.asarray(plan, jnp.int32)))
+    return float(gain_of(instance, jnp.asarray(plan, jnp.int32)))
 
 
 def changed(plan, user: int, batch: int):

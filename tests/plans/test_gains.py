@@ -9,12 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from compiled import jit
+from compiled import evaluate, gain_of, jit, reset
 from episodes import numpy, one, play, sample, world
 
-from offload_jax.env.step import reset
-from offload_jax.plans.candidates import exact_gains, gain_of
-from offload_jax.plans.outcome import evaluate, fits
+from offload_jax.plans.candidates import exact_gains
+from offload_jax.plans.outcome import fits
 from offload_jax.plans.reduced_gains import move_gains, reduced_gains
 from offload_jax.problem import equations
 from offload_jax.problem.scenario import EdgeScenario
@@ -55,12 +54,11 @@ def test_exact_gains_are_differences_of_values(x64):
     np.testing.assert_array_equal(np.isfinite(gains), open_)
     assert np.all(gains[~open_] == -np.inf)
     assert 0.1 < open_.mean() < 0.6
-    valued = jit(evaluate)
-    now = valued(instances, assignment)
+    now = evaluate(instances, assignment)
     assert np.mean(np.asarray(now.price) > 0) > 0.3
     for user in range(instances.num_users):
         for batch in range(instances.num_batches):
-            changed = valued(instances, assignment.at[user].set(batch + 1))
+            changed = evaluate(instances, assignment.at[user].set(batch + 1))
             wanted = np.asarray(changed.objective - now.objective)
             where = open_[user, batch]
             np.testing.assert_allclose(gains[user, batch][where], wanted[where], atol=1e-9)
@@ -176,7 +174,7 @@ def test_a_granted_user_moves_as_if_it_had_been_denied():
     """What it does to itself in its batch now is gone when it moves, so it counts for nothing."""
     instances = world("edge")
     assignment = partial_plans(instances)
-    solved = jit(evaluate)(instances, assignment)
+    solved = evaluate(instances, assignment)
 
     @jit
     def moves(plan):
@@ -195,6 +193,6 @@ def test_a_granted_user_moves_as_if_it_had_been_denied():
 def test_the_gain_of_a_plan_is_that_of_its_outcome():
     instances = world("edge")
     assignment = partial_plans(instances)
-    gains = np.asarray(jit(gain_of)(instances, assignment))
+    gains = np.asarray(gain_of(instances, assignment))
     np.testing.assert_allclose(gains, np.asarray(evaluate(instances, assignment).gain), rtol=1e-4)
     assert not np.asarray(gain_of(instances, reset(instances).assignment)).any()

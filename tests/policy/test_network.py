@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from compiled import jit
+from compiled import describe, jit, observe, reset
 from episodes import (
     numpy,
     one,
@@ -26,10 +26,9 @@ from episodes import (
 )
 
 from offload_jax.env.config import EnvConfig
-from offload_jax.env.description import LEVELS, describe
-from offload_jax.env.observation import STEP_FEATURES, observe
+from offload_jax.env.description import LEVELS
+from offload_jax.env.observation import STEP_FEATURES
 from offload_jax.env.state import num_actions
-from offload_jax.env.step import reset
 from offload_jax.policy.network import UNSEEN
 from offload_jax.policy.transformer import ActorCritic, Sight, Transformer
 from offload_jax.problem.instance import pad_users, toy
@@ -41,6 +40,7 @@ ENVS = {
     "adaptive": EnvConfig(order="adaptive"),
     "candidates": EnvConfig(order="adaptive", candidates=5),
 }
+apply = jit(NETWORK.apply, static_argnames="method")
 each_env = pytest.mark.parametrize("env", ENVS.values(), ids=ENVS)
 pytestmark = pytest.mark.fast
 
@@ -49,13 +49,15 @@ pytestmark = pytest.mark.fast
 def params():
     """Parameters all of which matter: initial ones with noise, so that no head is close to 0."""
     instance = one(world("edge"), 0)
-    fresh = jit(NETWORK.init)(
-        jax.random.key(0), describe(instance), observe(instance, reset(instance))
-    )
-    leaves, shape = jax.tree.flatten(fresh)
+    return noisy(describe(instance), observe(instance, reset(instance)))
+
+
+@jit
+def noisy(*shown):
+    leaves, shape = jax.tree.flatten(NETWORK.init(jax.random.key(0), *shown))
     keys = jax.random.split(jax.random.key(1), len(leaves))
-    noisy = [x + 0.3 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
-    return jax.tree.unflatten(shape, noisy)
+    noise = [0.3 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
+    return jax.tree.unflatten(shape, [x + y for x, y in zip(leaves, noise, strict=True)])
 
 
 @partial(jit, static_argnums=3)
@@ -135,8 +137,7 @@ def test_storage_order_of_users(params, env):
     wanted = grants[stored] if env.order == "adaptive" else grants
     np.testing.assert_allclose(grants_moved, wanted, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose([other, value], [other_moved, same], rtol=1e-4, atol=1e-5)
-    encode = jit(lambda i: NETWORK.apply(params, describe(i), method="encode"))
-    mine, theirs = numpy(encode(instance)), numpy(encode(moved))
+    mine, theirs = (numpy(apply(params, describe(i), method="encode")) for i in (instance, moved))
     real = np.asarray(moved.mask)
     for name in ("users", "pairs"):
         first, second = getattr(mine, name)[stored], getattr(theirs, name)
@@ -178,7 +179,7 @@ def test_other_numbers_of_users_and_batches(params, env):
     alone = jax.tree.map(jnp.asarray, toy()[0])
     alone = permute_users(alone, np.array([1]))
     for instance, actions in ((nine, num_actions(9, 5, env)), (alone, 3)):
-        logits, value = outputs(params, instance, jit(reset, static_argnums=1)(instance, env), env)
+        logits, value = outputs(params, instance, reset(instance, env), env)
         assert logits.shape == (actions,)
         assert np.isfinite(logits).all()
         assert np.isfinite(value)
@@ -203,9 +204,9 @@ def test_one_user_alone_is_a_user_among_padding(params, env):
 def test_encoding_once_and_decoding_is_the_whole(params, env):
     instance, state = middle(env)
     observation = observe(instance, state, env)
-    encoding = NETWORK.apply(params, describe(instance), method="encode")
-    logits, value = NETWORK.apply(params, encoding, observation, method="decode")
-    whole, same = NETWORK.apply(params, describe(instance), observation)
+    encoding = apply(params, describe(instance), method="encode")
+    logits, value = apply(params, encoding, observation, method="decode")
+    whole, same = apply(params, describe(instance), observation)
     np.testing.assert_allclose(logits, whole, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(value, same, rtol=1e-5, atol=1e-5)
 
@@ -236,12 +237,12 @@ def test_the_residual_is_the_reduced_gain(params):
     observation = observe(instance, state, env)
     silent = jax.tree.map(jnp.zeros_like, params)
     silent["params"]["temperature"] = jnp.asarray(4.0)
-    logits, _ = NETWORK.apply(silent, describe(instance), observation)
+    logits, _ = apply(silent, describe(instance), observation)
     legal = np.asarray(observation.mask)[1:]
     wanted = 4 * np.asarray(observation.reduced)[0][legal]
     np.testing.assert_allclose(np.asarray(logits)[1:][legal], wanted, rtol=1e-5)
     plain = ActorCritic(replace(NETWORK.config, residual=False))
-    logits, _ = plain.apply(silent, describe(instance), observation)
+    logits, _ = jit(plain.apply)(silent, describe(instance), observation)
     assert not np.asarray(logits)[np.asarray(observation.mask)].any()
 
 

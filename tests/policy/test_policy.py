@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from compiled import jit
+from compiled import evaluate, gain_of, jit
 from episodes import WORLDS, one, sample, world
 
 from offload_jax.env.environment import Snapshot
@@ -14,8 +14,6 @@ from offload_jax.learning import updates
 from offload_jax.learning.algorithm import Learner
 from offload_jax.learning.algorithms.ppo import PPO
 from offload_jax.learning.config import LearnerConfig
-from offload_jax.plans.candidates import gain_of
-from offload_jax.plans.outcome import evaluate
 from offload_jax.policy.decoding import best_of, decide, greedy_plan
 from offload_jax.policy.policy import Policy
 from offload_jax.policy.transformer import Transformer

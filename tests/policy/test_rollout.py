@@ -8,15 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from compiled import jit
+from compiled import describe, jit, observe, reset
 from episodes import numpy, one, replay, world
 from scipy import stats
 
 from offload_jax.env.config import EnvConfig
-from offload_jax.env.description import describe
 from offload_jax.env.environment import Snapshot
-from offload_jax.env.observation import observe
-from offload_jax.env.step import reset
 from offload_jax.policy.policy import Policy
 from offload_jax.policy.rollout import begin, play, repeat, split_samples
 from offload_jax.policy.rollout import record as recorded

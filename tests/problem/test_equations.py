@@ -6,17 +6,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from episodes import permute_users, scale_times, spoil_padding
+from compiled import evaluate, sample_one
+from episodes import permute_users, sample, scale_times, spoil_padding
 from paths import GOLDEN
 
 from offload_jax.files.records import read_instances
-from offload_jax.plans.outcome import evaluate
+from offload_jax.plans import outcome as outcomes
 from offload_jax.problem import equations
 from offload_jax.problem.instance import Instance, from_record, pad_users, stack, toy
 from offload_jax.problem.scenario import EdgeScenario, PaperScenario
 
 RECORDS = [r for name in ("paper", "edge") for r in read_instances(GOLDEN / f"{name}.json")]
-decide = jax.jit(evaluate)
 
 
 @pytest.mark.parametrize("bits", [32, 64])
@@ -30,7 +30,7 @@ def test_golden_optima(bits) -> None:
             batch = stack([from_record(r) for r in records])
             width = batch.num_users
             plans = [np.pad(r.optimum.assignment, (0, width - len(r.alpha))) for r in records]
-            outcome = decide(batch, jnp.asarray(np.stack(plans, axis=1), jnp.int32))
+            outcome = evaluate(batch, jnp.asarray(np.stack(plans, axis=1), jnp.int32))
             for i, record in enumerate(records):
                 best = record.optimum
                 scale = np.sum(record.alpha + record.steps * record.local_step)
@@ -51,7 +51,7 @@ def test_edge_optima_by_enumeration(x64) -> None:
     instance = from_record(record)
     plans = np.stack(np.unravel_index(np.arange(4**5), (4,) * 5)).astype(np.int32)
     many = jax.tree.map(lambda x: jnp.broadcast_to(x[..., None], (*x.shape, 4**5)), instance)
-    outcome = decide(many, jnp.asarray(plans))
+    outcome = evaluate(many, jnp.asarray(plans))
     values = np.where(outcome.feasible, outcome.objective, -np.inf)
     np.testing.assert_allclose(values.max(), record.optimum.objective, rtol=1e-9)
     assert tuple(plans[:, values.argmax()]) == tuple(record.optimum.assignment)
@@ -92,11 +92,11 @@ def by_loops(instance: Instance, assignment, split) -> float:
     ids=lambda scenario: scenario.kind,
 )
 def test_every_equation_by_loops(scenario, x64) -> None:
-    instances = jax.vmap(scenario.sample, out_axes=-1)(jax.random.split(jax.random.key(3), 12))
+    instances = sample(scenario, jax.random.key(3), 12)
     draw = np.random.default_rng(0)
     shape = (scenario.max_users, 12)
     plans = jnp.asarray(draw.integers(0, scenario.num_batches + 1, shape), jnp.int32)
-    outcome = decide(instances, plans)
+    outcome = evaluate(instances, plans)
     for i in range(12):
         one = jax.tree.map(lambda x, i=i: x[..., i], instances)
         wanted = by_loops(one, np.asarray(plans[:, i]), np.asarray(outcome.split[:, i]))
@@ -118,17 +118,17 @@ def test_every_equation_by_loops(scenario, x64) -> None:
 
 
 def test_symmetries(x64) -> None:
-    instance = EdgeScenario(num_users=(9,)).sample(jax.random.key(1))
+    instance = sample_one(EdgeScenario(num_users=(9,)), jax.random.key(1))
     plan = jnp.asarray(np.random.default_rng(1).integers(0, 7, 9), jnp.int32)
-    base = decide(instance, plan)
+    base = evaluate(instance, plan)
     order = jnp.asarray(np.random.default_rng(2).permutation(9))
-    turned = decide(permute_users(instance, order), plan[order])
+    turned = evaluate(permute_users(instance, order), plan[order])
     np.testing.assert_allclose(turned.objective, base.objective, rtol=1e-12)
     np.testing.assert_allclose(turned.split, base.split[order], atol=1e-9)
-    padded = decide(pad_users(instance, 14), jnp.pad(plan, (0, 5), constant_values=3))
+    padded = evaluate(pad_users(instance, 14), jnp.pad(plan, (0, 5), constant_values=3))
     np.testing.assert_allclose(padded.objective, base.objective, rtol=1e-12)
     np.testing.assert_allclose(padded.split[:9], base.split, atol=1e-9)
-    scaled = decide(scale_times(instance, 3.7), plan)
+    scaled = evaluate(scale_times(instance, 3.7), plan)
     np.testing.assert_allclose(scaled.objective, 3.7 * base.objective, rtol=1e-9)
     np.testing.assert_allclose(scaled.split, base.split, atol=1e-7)
 
@@ -138,7 +138,7 @@ def test_padded_users_report_zeros(x64) -> None:
     """Whatever their rows hold, and whatever is assigned to them; nobody else notices."""
     instance, plan, best = toy()
     padded = spoil_padding(pad_users(instance, 5), 7.0)
-    outcome = decide(padded, jnp.concatenate([plan, jnp.array([1, 0])]))
+    outcome = evaluate(padded, jnp.concatenate([plan, jnp.array([1, 0])]))
     np.testing.assert_array_equal(outcome.latency[3:], 0)
     np.testing.assert_array_equal(outcome.accuracy[3:], 0)
     assert np.all(np.asarray(outcome.accuracy[:3]) > 0)
@@ -150,7 +150,7 @@ def test_toy_by_enumeration(x64) -> None:
     instance, plan, best = toy()
     plans = np.stack(np.unravel_index(np.arange(27), (3, 3, 3))).astype(np.int32)
     many = jax.tree.map(lambda x: jnp.broadcast_to(x[..., None], (*x.shape, 27)), instance)
-    outcome = decide(many, jnp.asarray(plans))
+    outcome = evaluate(many, jnp.asarray(plans))
     values = np.where(outcome.feasible, outcome.objective, -np.inf)
     np.testing.assert_allclose(values.max(), best, rtol=1e-12)
     assert np.sum(values > best - 1e-9) == 1
@@ -168,4 +168,4 @@ def test_toy_by_enumeration(x64) -> None:
 )
 def test_wrong_assignments_are_refused(plan, phrase) -> None:
     with pytest.raises((ValueError, TypeError), match=phrase):
-        evaluate(toy()[0], jnp.asarray(plan))
+        outcomes.evaluate(toy()[0], jnp.asarray(plan))  # concrete: its numbers are looked at

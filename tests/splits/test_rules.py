@@ -11,16 +11,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from episodes import spoil_padding
+from compiled import evaluate, gain_of, reset
+from episodes import sample, spoil_padding
 from paths import ROOT
 
 import offload_jax as oj
 from offload_jax.env.config import EnvConfig
-from offload_jax.env.step import reset, step
-from offload_jax.learning.trajectories import sample_instances
+from offload_jax.env.step import step
 from offload_jax.methods import METHODS
-from offload_jax.plans.candidates import gain_of
-from offload_jax.plans.outcome import check_all_local, evaluate, facts_of
+from offload_jax.plans.outcome import check_all_local, facts_of
 from offload_jax.plans.plan import execute
 from offload_jax.problem import equations
 from offload_jax.problem.instance import Instance
@@ -51,7 +50,7 @@ RULES = {
 
 def world() -> tuple[Instance, jax.Array]:
     """Instances, and assignments of two users each (batch last)."""
-    instances = sample_instances(SCENARIO, jax.random.key(4), COUNT)
+    instances = sample(SCENARIO, jax.random.key(4), COUNT)
     plan = np.zeros((6, COUNT), np.int32)
     plan[0], plan[2] = 1, 1 + np.arange(COUNT) % 3
     return instances, jnp.asarray(plan)

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from problems import EVALUATE, SOLVE, as_problem, float_fields, herd, value, zoo
+from compiled import evaluate
+from problems import SOLVE, as_problem, float_fields, herd, value, zoo
 
 from offload_jax.problem.instance import Instance
 from offload_jax.problem.scenario import EdgeScenario
@@ -131,7 +132,7 @@ def test_outcome_against_finite_differences(x64) -> None:
     weights = np.random.default_rng(4).normal(size=(3, 8, 100))
 
     def both(record: Instance, pick: jax.Array) -> jax.Array:
-        outcome = EVALUATE(record, plan)
+        outcome = evaluate(record, plan)
         mixed = weights[0] * outcome.split + weights[1] * outcome.latency
         other = jnp.sum(mixed + weights[2] * outcome.accuracy, axis=0)
         return pick * outcome.objective + (1 - pick) * (other + jnp.sum(outcome.price, axis=0))
