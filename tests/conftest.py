@@ -9,18 +9,23 @@ from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
-# XLA's older code generator compiles twice as fast. Read once, when JAX first looks for devices; an
-# XLA that does not know a flag ends the process, and that of jaxlib 0.12 has only the newer one.
+# Most of the time of these tests is compiling, of programs that run for milliseconds: quickly made
+# ones, and not divided among threads, as every core has a worker. Child processes inherit this.
+# Read once, when JAX first looks for devices.
+os.environ["XLA_FLAGS"] = (
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
+    "--xla_cpu_parallel_codegen_split_count=1 " + os.environ.get("XLA_FLAGS", "")
+)
+# The older code generator compiles twice as fast. An XLA that does not know a flag ends the
+# process, and that of jaxlib 0.12 has only the newer one.
 if version("jaxlib").startswith("0.10."):
-    flags = os.environ.get("XLA_FLAGS", "")
-    os.environ["XLA_FLAGS"] = f"--xla_cpu_use_fusion_emitters=false {flags}"
+    os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 
 import jax
 import pytest
 from flax import struct
 
-# Most of the time of these tests is compiling, of the same programs again and again. Kept between
-# runs, they make the next one twice as fast; the keys are the programs themselves.
+# Programs kept between runs make the next one twice as fast; the keys are the programs themselves.
 _COMPILED = {
     "jax_compilation_cache_dir": Path(__file__).resolve().parents[1] / ".pytest_cache" / "jax",
     "jax_persistent_cache_min_compile_time_secs": 0.2,
@@ -79,25 +84,3 @@ def few_programs() -> Iterator[None]:
     yield
     if _MAPS.exists() and len(_MAPS.read_text().splitlines()) > _MANY_MAPS:
         jax.clear_caches()
-
-
-@pytest.fixture(scope="module")
-def quick_compiler() -> Iterator[None]:
-    """Compiles 3x faster code that runs slower, here and in child processes.
-
-    For modules of whole runs and commands, where compiling is nearly all of the time.
-    """
-    jax.config.update("jax_disable_most_optimizations", True)
-    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-    del os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"]
-
-
-@pytest.fixture
-def optimized() -> Iterator[None]:
-    """One test of such a module whose programs are optimised all the same, as a user's are."""
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", False)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)

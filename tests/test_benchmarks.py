@@ -17,7 +17,6 @@ from benchmarks.systems import sweep
 NUMBERS = ("median_s", "p10_s", "p90_s", "best_s", "compile_s", "rate")
 
 
-@pytest.mark.usefixtures("quick_compiler")
 @pytest.mark.parametrize("name", suite.NAMES)
 def test_every_benchmark_runs(name, tmp_path, capsys, monkeypatch):
     kinds = {kind: [x for x in found if x != "qpax"] for kind, found in layers.KINDS.items()}
@@ -25,7 +24,6 @@ def test_every_benchmark_runs(name, tmp_path, capsys, monkeypatch):
     assert runs(name, tmp_path, capsys)["results"]
 
 
-@pytest.mark.usefixtures("quick_compiler")
 def test_qpax_runs_where_it_is_installed(tmp_path, capsys, monkeypatch):
     pytest.importorskip("qpax", reason="qpax is not installed: pip install 'offload-jax[bench]'")
     monkeypatch.setattr(layers, "KINDS", {"single QP": ("qpax",)})

@@ -29,8 +29,6 @@ from offload_jax.runs.run_folder import read_config
 from offload_jax.runs.tracking.metrics import read_rows
 from offload_jax.runs.train import load_policy, train
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 
 @pytest.fixture(scope="module")
 def earlier(tmp_path_factory) -> Path:

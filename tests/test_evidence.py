@@ -16,8 +16,6 @@ from benchmarks.learners import per_dqn_tables, side_by_side, tables
 from benchmarks.quality import generalisation
 from offload_jax.learning.algorithms.ppo import PPOCritic
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 
 def document() -> dict:
     """Two variants, the first one with two seeds."""

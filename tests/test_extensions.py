@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import tyro
 import yaml
-from compiled import evaluate, jit
+from compiled import evaluate
 from episodes import world
 from jax import Array
 from paths import ROOT
@@ -41,7 +41,6 @@ from offload_jax.runs.sweep.trials import Trial
 from offload_jax.runs.sweep.workers import TrialProcess, shares
 from offload_jax.splits import NATIVE, Solution, Solver, SplitProblem, SplitsConfig, solver_named
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
 PAGES = ROOT / "docs" / "how-to" / "extend"
 KINDS = ("scenario", "network", "algorithm", "tracker")
 SMALL = ["--learner.updates", "2", "--learner.instances", "4", "--learner.samples", "4"]
@@ -198,7 +197,7 @@ def test_a_cap_of_grants(folder) -> None:
     assert not legal[1:].any()
 
 
-@partial(jit, static_argnums=0)
+@partial(jax.jit, static_argnums=0)
 def _played(env: Environment, instances: Instance, key: Key) -> tuple[State, Array]:
     """The state after random legal actions, and whether observations showed the same mask."""
 
@@ -225,7 +224,7 @@ def test_a_solver_is_as_exact_as_ours(folder) -> None:
     np.testing.assert_allclose(mine[1], theirs[1], rtol=2e-3, atol=2e-3)
 
 
-@partial(jit, static_argnums=0)
+@partial(jax.jit, static_argnums=0)
 def _solved(solver: Solver, problem: SplitProblem) -> tuple[Solution, Array]:
     def total(saving: Array) -> Array:
         return jnp.sum(solver.solve(replace(problem, saving=saving)).split)

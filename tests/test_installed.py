@@ -12,8 +12,6 @@ from pathlib import Path
 import pytest
 from paths import ROOT
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 SHIPPED = """
 import json
 import offload_jax as oj

@@ -16,7 +16,6 @@ from benchmarks import fill
 from offload_jax.cli import COMMANDS
 from offload_jax.runs.config import presets
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
 README = ROOT / "README.md"
 RUN = (README, *sorted((ROOT / "docs" / "tutorials").glob("*.md")))  # what is executed
 # What makes a command quick enough for a test: same code, smaller numbers.

@@ -18,8 +18,6 @@ from offload_jax.export.card import card_of
 from offload_jax.files import records
 from offload_jax.runs.config_file import load_config
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:

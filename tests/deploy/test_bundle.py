@@ -36,8 +36,6 @@ from offload_jax.problem.instance import from_record
 from offload_jax.runs.config_file import from_settings, load_config
 from offload_jax.splits import solver_named
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 
 @pytest.fixture(scope="module")
 def policy() -> Policy:

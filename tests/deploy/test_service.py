@@ -22,8 +22,6 @@ from offload_jax.deploy.metrics import ServiceMetrics
 from offload_jax.deploy.service import Limits, make_app
 from offload_jax.files.records import parse_instances
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 
 @pytest.fixture(scope="module")
 def decider(tmp_path_factory) -> deploy.Decider:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from compiled import describe, jit, observe, reset
+from compiled import describe, observe, reset
 from episodes import (
     ORDERS,
     numpy,
@@ -30,7 +30,7 @@ from offload_jax.plans.reduced_gains import reply_gains
 from offload_jax.problem.instance import toy
 from offload_jax.problem.scenario import PRESETS
 
-seen = jit(lambda instances, state, env: (describe(instances), observe(instances, state, env)),
+seen = jax.jit(lambda instances, state, env: (describe(instances), observe(instances, state, env)),
            static_argnums=2)  # fmt: skip
 
 

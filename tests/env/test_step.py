@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from compiled import evaluate, gain_of, jit, reset
+from compiled import evaluate, gain_of, reset
 from episodes import (
     COUNT,
     ORDERS,
@@ -32,7 +32,7 @@ from offload_jax.problem.instance import toy
 from offload_jax.splits import NATIVE
 
 
-@jit
+@jax.jit
 def gains_when_empty(instances):
     state = reset(instances)
     placed = equations.place(instances, state.assignment)
@@ -249,7 +249,7 @@ def test_batch_last_vmap_and_single_instances_agree(order):
     turns = play(instances, jax.random.key(1), order, True)
     batch_last = numpy(replay(instances, turns.action, env))
     mapped = jax.vmap(lambda i, a: replay.__wrapped__(i, a, env), in_axes=-1, out_axes=-1)
-    vmapped = numpy(jit(mapped)(instances, turns.action))
+    vmapped = numpy(jax.jit(mapped)(instances, turns.action))
     for index in range(3):
         single = numpy(replay(one(instances, index), turns.action[:, index], env))
         for other in (batch_last, vmapped):
@@ -283,7 +283,7 @@ def test_storage_order_and_padding_mean_nothing(order):
 def test_a_smoke_episode_is_traced_once_finite_and_deterministic():
     instance, env = one(world("edge"), 0), EnvConfig()
     chex.clear_trace_counter()
-    go = jit(chex.assert_max_traces(lambda s, a: step(instance, s, a, env), n=1))
+    go = jax.jit(chex.assert_max_traces(lambda s, a: step(instance, s, a, env), n=1))
 
     def episode():
         states = [reset(instance, env)]
@@ -302,9 +302,9 @@ def test_a_smoke_episode_is_traced_once_finite_and_deterministic():
 @pytest.mark.parametrize("order", ["arrival", "adaptive"])
 def test_released_users_are_decided_again_and_nobody_else(order):
     env, instances = EnvConfig(order=order), world("edge")
-    plan = jit(reduced_greedy)(instances)
+    plan = jax.jit(reduced_greedy)(instances)
     released = instances.mask & (jnp.arange(instances.num_users)[:, None] % 2 == 0)
-    state = jit(release, static_argnums=3)(instances, plan, released, env)
+    state = jax.jit(release, static_argnums=3)(instances, plan, released, env)
     kept = jnp.where(released, 0, plan)
     np.testing.assert_array_equal(state.assignment, kept)
     np.testing.assert_array_equal(state.decided, ~released)
@@ -330,9 +330,9 @@ def test_releasing_everybody_leaves_padding_out(order):
     """Whoever asks for all users starts over with the real ones: padding has nothing to decide."""
     env, instances = EnvConfig(order=order), world("edge")
     assert not instances.mask.all()
-    plan = jit(reduced_greedy)(instances)
+    plan = jax.jit(reduced_greedy)(instances)
     everybody = jnp.ones_like(instances.mask)
-    state = jit(release, static_argnums=3)(instances, plan, everybody, env)
+    state = jax.jit(release, static_argnums=3)(instances, plan, everybody, env)
     start = reset(instances, env)
     np.testing.assert_array_equal(state.decided, start.decided)
     np.testing.assert_array_equal(
@@ -344,7 +344,7 @@ def test_releasing_everybody_leaves_padding_out(order):
 def test_whatever_leads_to_a_plan_ends_there(order):
     """Random actions among those; in adaptive order all users left in the plan, then the stop."""
     env, instances = EnvConfig(order=order), world("edge")
-    plan = jit(reduced_greedy)(instances)
+    plan = jax.jit(reduced_greedy)(instances)
 
     def turn(state, key):
         wanted, legal = leading_to(instances, state, plan, env), action_mask(instances, state, env)
@@ -354,7 +354,7 @@ def test_whatever_leads_to_a_plan_ends_there(order):
         return after, (wanted, legal, jnp.maximum(left, 1) if order == "adaptive" else 1)
 
     keys = jax.random.split(jax.random.key(1), instances.num_users)
-    last, turns = jit(jax.lax.scan, static_argnums=0)(turn, reset(instances, env), keys)
+    last, turns = jax.jit(jax.lax.scan, static_argnums=0)(turn, reset(instances, env), keys)
     np.testing.assert_array_equal(last.assignment, plan)
     wanted, legal, number = map(np.asarray, turns)
     assert not np.any(wanted & ~legal)

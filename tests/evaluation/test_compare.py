@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from compiled import evaluate, gain_of, jit
+from compiled import evaluate, gain_of
 from episodes import world
 from scipy import stats
 
@@ -23,7 +23,6 @@ from offload_jax.plans.plan import PROVEN, Decision
 from offload_jax.problem.instance import taken, toy
 from offload_jax.problem.scenario import PaperScenario
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
 SMALL = PaperScenario(num_users=(2, 5), edge_gpus=(4, 16))
 
 
@@ -41,7 +40,7 @@ def test_gaps_by_hand(compared) -> None:
     everything = []
     for name, instances in cells.items():
         gains, best = (
-            np.asarray(gain_of(instances, jit(METHODS[name].assign)(instances)))
+            np.asarray(gain_of(instances, jax.jit(METHODS[name].assign)(instances)))
             for name in ("grant", "top-b")
         )
         gaps = np.where(best > 0, (best - gains) / np.where(best > 0, best, 1), 0)

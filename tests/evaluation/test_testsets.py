@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from compiled import evaluate, jit
+from compiled import evaluate
 from episodes import WORLDS
 
 from offload_jax import cli
@@ -19,8 +19,6 @@ from offload_jax.files.checks import TestSetError
 from offload_jax.methods import METHODS
 from offload_jax.plans.plan import PROVEN, Decision
 from offload_jax.problem.scenario import PRESETS
-
-pytestmark = pytest.mark.usefixtures("quick_compiler")
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +52,7 @@ def test_shipped_sets_hold_what_they_say(name) -> None:
 
 def test_better_plans_replace_known_ones(small, tmp_path) -> None:
     assert small.gains.max() == 0
-    plans = jit(METHODS["greedy"].assign)(small.on_device())
+    plans = jax.jit(METHODS["greedy"].assign)(small.on_device())
     better, count = testsets.improved(small, {"greedy": plans, "deny": 0 * plans})
     assert count == 4
     assert {best.method for best in better.best} == {"greedy"}
@@ -77,7 +75,7 @@ def test_better_plans_replace_known_ones(small, tmp_path) -> None:
 
 
 def test_wrong_bounds_are_left_out(small) -> None:
-    plans = jit(METHODS["greedy"].assign)(small.on_device())
+    plans = jax.jit(METHODS["greedy"].assign)(small.on_device())
     known = testsets.bounded(small, np.array([1e-3, np.inf, np.inf, np.inf]), "magic")
     assert [best.bound_by for best in known.best] == ["magic", None, None, None]
     with pytest.warns(UserWarning, match="1 of 4 upper bounds of test set small are wrong"):

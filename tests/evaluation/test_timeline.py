@@ -15,7 +15,7 @@ from offload_jax.evaluation.page import Section, Table, page
 from offload_jax.files.records import Plan
 from offload_jax.problem.instance import Instance, pad_users, toy, users_only
 
-pytestmark = [pytest.mark.fast, pytest.mark.usefixtures("quick_compiler")]
+pytestmark = pytest.mark.fast
 
 
 def luminance(colour: str) -> float:

@@ -12,9 +12,6 @@ from offload_jax.plans import candidates, outcome
 from offload_jax.problem.instance import Instance
 from offload_jax.problem.scenario import Scenario
 
-# Compiling dominates the tests: less of it without LLVM's optimisations. Not inside of another jit.
-jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-
 evaluate = jax.jit(outcome.evaluate, static_argnames="solver")
 gain_of = jax.jit(candidates.gain_of, static_argnames="solver")
 feasible_gain = jax.jit(candidates.feasible_gain, static_argnames="solver")

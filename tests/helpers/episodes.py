@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from compiled import jit
 
 from offload_jax.env.config import EnvConfig
 from offload_jax.env.state import State, action_mask
@@ -35,7 +34,7 @@ _USER_FIELDS = (
 )  # fmt: skip
 _BATCH_FIELDS = ("intercept", "capacity", "server")
 
-sample = jit(sample_instances, static_argnums=(0, 2))
+sample = jax.jit(sample_instances, static_argnums=(0, 2))
 
 
 def world(name: str, count: int = COUNT, seed: int = 0) -> Instance:
@@ -54,7 +53,7 @@ class Turn(NamedTuple):
     terminal: Any  # reward of the same step under the other setting
 
 
-@partial(jit, static_argnames="order")
+@partial(jax.jit, static_argnames="order")
 def play(instances: Instance, key, order: str, legal: bool = True) -> Turn:
     """Episodes of uniformly random actions: legal ones, or any."""
     env, late = EnvConfig(order=order), EnvConfig(order=order, reward="terminal")
@@ -71,7 +70,7 @@ def play(instances: Instance, key, order: str, legal: bool = True) -> Turn:
     return jax.lax.scan(decide, reset(instances, env), keys)[1]
 
 
-@partial(jit, static_argnames="env")
+@partial(jax.jit, static_argnames="env")
 def replay(instances: Instance, actions, env: EnvConfig) -> tuple[State, Any]:
     """The states after, and the rewards of, the given actions (steps, *batch)."""
 

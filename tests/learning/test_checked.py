@@ -23,7 +23,7 @@ from offload_jax.problem.instance import taken
 from offload_jax.splits.implicit import solve_native
 from offload_jax.splits.rules import NO_RULES
 
-pytestmark = [pytest.mark.fast, pytest.mark.usefixtures("quick_compiler")]
+pytestmark = pytest.mark.fast
 
 
 def watched_by(f):
@@ -107,7 +107,7 @@ def episode(fault, actions):
 
 
 @pytest.fixture(scope="module")
-def watched_episode(quick_compiler):
+def watched_episode():
     return watched_by(episode)
 
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from compiled import describe, init, jit, observe, reset
+from compiled import describe, init, observe, reset
 from episodes import WORLDS, numpy, scale_times, unchecked, world
 from probes import GAINS, OPTIMA, ProbeScenario, probes
 
@@ -48,7 +48,7 @@ SETTINGS = {
 }
 
 
-@partial(jit, static_argnums=0)
+@partial(jax.jit, static_argnums=0)
 def trained(learner, key):
     """(first state, last state, metrics of every update), in one program."""
     start = init(learner, key)
@@ -58,7 +58,7 @@ def trained(learner, key):
     return start, last, metrics
 
 
-@partial(jit, static_argnums=0)
+@partial(jax.jit, static_argnums=0)
 def greedy(learner, params, instances):
     """(assignment, gain) of the greedy episode, and the critic's value of its every state."""
     policy = learner.policy(params)
@@ -118,7 +118,7 @@ def test_the_layers_gradient_alone_teaches_the_probes(order):
     alone, env = Layer(weight=1.0, surrogate=0.0), Snapshot(order=order)
     learner = replace(SETTINGS["ppo"], algorithm=alone, env=env)
     _, last, metrics = trained(learner, jax.random.key(0))
-    plans, gain = numpy(jit(greedy_plan)(learner.policy(last.params), probes()))
+    plans, gain = numpy(jax.jit(greedy_plan)(learner.policy(last.params), probes()))
     assert [tuple(plan) for plan in plans.T] == list(OPTIMA)
     np.testing.assert_allclose(gain, GAINS, rtol=1e-4)
     layer, gains = np.asarray(metrics["layer"]), np.asarray(metrics["gain"])
@@ -174,7 +174,7 @@ def test_the_score_counts_the_users_own_terms():
 def test_updates_are_deterministic_and_traced_once():
     learner = SETTINGS["ppo"]
     chex.clear_trace_counter()
-    counted = jit(chex.assert_max_traces(lambda state: update(learner, state), n=1))
+    counted = jax.jit(chex.assert_max_traces(lambda state: update(learner, state), n=1))
     first = init(learner, jax.random.key(1))
     second, metrics = counted(first)
     chex.assert_trees_all_equal(counted(first), (second, metrics))
@@ -204,7 +204,7 @@ def by_algorithm(learner, params, instances):
     """What an algorithm makes of trajectories by luck."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trajectories, "drawn", lambda learner: by_luck)
-        collect = jit(learner.algorithm.collect, static_argnums=0)
+        collect = jax.jit(learner.algorithm.collect, static_argnums=0)
         return collect(learner, learner.policy(params), instances, jax.random.key(3))
 
 
@@ -264,10 +264,10 @@ def test_the_loss_counts_real_decisions_only(lucky):
     """On policy: minus the mean advantage; its entropy that of the steps with a choice."""
     learner, params, instances, collected = lucky
     batch, targets = collected.decisions, collected.targets
-    evaluate_loss = jit(partial(loss, learner))
+    evaluate_loss = jax.jit(partial(loss, learner))
     total, parts = evaluate_loss(params, instances, collected, jnp.asarray(0.25))
     policy = learner.policy(params)
-    seen = jit(lambda o: policy.decode_steps(policy.encode(instances), o))
+    seen = jax.jit(lambda o: policy.decode_steps(policy.encode(instances), o))
     logits, values = numpy(seen(batch.observation))
     real = np.asarray(batch.real)
     p = np.exp(logits - logits.max(axis=-1, keepdims=True))
@@ -298,11 +298,11 @@ def test_nothing_out_of_sight_is_imitated():
     learner = Learner(WORLDS["edge"], env, SMALL, algorithm, config)
     params = init(learner, jax.random.key(0)).params
     keys = jax.random.split(jax.random.key(1))
-    instances, collected = jit(partial(collect, learner))(params, *keys)
+    instances, collected = jax.jit(partial(collect, learner))(params, *keys)
     batch = collected.decisions
     known = np.any(np.asarray(in_sight(batch.observation) & batch.wanted), axis=-1)
     assert 0.1 < known[np.asarray(batch.real)].mean() < 0.9
-    _, parts = jit(partial(loss, learner))(params, instances, collected, jnp.zeros(()))
+    _, parts = jax.jit(partial(loss, learner))(params, instances, collected, jnp.zeros(()))
     assert 0 < float(parts["loss"]) < 5  # an action out of sight has 50 nats
 
 

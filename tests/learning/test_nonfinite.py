@@ -27,9 +27,6 @@ from offload_jax.runs.task import PolicyLearning
 from offload_jax.runs.tracking.metrics import TrackingConfig, read_rows
 from offload_jax.runs.train import initial_state, load_policy, train
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
-
 CONFIG = TrainConfig(
     scenario=PaperScenario(num_users=(4,)),
     network=Transformer(width=16, layers=1, heads=2),

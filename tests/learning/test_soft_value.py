@@ -22,9 +22,6 @@ from offload_jax.problem.scenario import EdgeScenario
 from offload_jax.problem.types import Status
 from offload_jax.splits import NATIVE, SplitsConfig, solver_named
 
-# Nearly all of the time is compiling.
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 SCENARIO = EdgeScenario(num_users=(4, 6), batches=3, servers=2, models=2, budget=0.6,
                         split_min_share=0.5)  # fmt: skip
 SOLVERS = [solver_named(name) for name in ("native", "cvxpylayers-moreau", "cvxpylayers-diffcp")]

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from compiled import feasible_gain, jit
+from compiled import feasible_gain
 from episodes import numpy, one, sample, world
 from test_search import degenerate
 
@@ -18,7 +18,6 @@ from offload_jax.methods.enumeration import enumerate_all
 from offload_jax.problem.instance import stack, toy
 from offload_jax.problem.scenario import EdgeScenario, PaperScenario
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
 COUNT = 8
 SHORT = BoundConfig(rounds=300)
 
@@ -43,7 +42,7 @@ def test_no_plan_is_above(case) -> None:
     instances = changed()[case]
     plans = jnp.stack([enumerate_all(one(instances, i)) for i in range(COUNT)], axis=-1)
     best = np.asarray(feasible_gain(instances, plans))
-    start = jit(METHODS["reduced-greedy"].assign)(instances)  # it need not be the best plan
+    start = jax.jit(METHODS["reduced-greedy"].assign)(instances)  # it need not be the best plan
     bound = upper_bound(instances, start, config=SHORT)
     assert np.all(bound >= best * (1 - 1e-6))
 
@@ -57,7 +56,7 @@ def test_no_plan_is_above(case) -> None:
 )
 def test_is_close_in_the_shipped_scenarios(scenario, method, gap) -> None:
     instances = sample(scenario, jax.random.key(0), 4)
-    plan = jit(METHODS[method].assign)(instances)
+    plan = jax.jit(METHODS[method].assign)(instances)
     best = np.asarray(feasible_gain(instances, plan))
     bound = upper_bound(instances, plan, config=SHORT)
     assert np.all(bound >= best * (1 - 1e-6))
@@ -69,7 +68,7 @@ def test_time_ends_it_early_and_the_bound_holds() -> None:
     nobody = jnp.zeros_like(instances.alpha, jnp.int32)
     early = upper_bound(instances, nobody, budget_s=1e-3)
     late = upper_bound(instances, nobody, config=SHORT)
-    best = np.asarray(feasible_gain(instances, jit(METHODS["greedy"].assign)(instances)))
+    best = np.asarray(feasible_gain(instances, jax.jit(METHODS["greedy"].assign)(instances)))
     assert np.all(early >= best)
     assert np.all(late >= best)
     assert late.mean() < early.mean()
@@ -77,7 +76,7 @@ def test_time_ends_it_early_and_the_bound_holds() -> None:
 
 def test_degenerate_instances() -> None:
     for case, instances in degenerate(COUNT).items():
-        plan = jit(METHODS["greedy"].assign)(instances)
+        plan = jax.jit(METHODS["greedy"].assign)(instances)
         bound = upper_bound(instances, plan, config=BoundConfig(rounds=100))
         assert np.all(np.isfinite(bound)), case
         assert np.all(bound >= np.asarray(feasible_gain(instances, plan)) * (1 - 1e-6)), case
@@ -88,7 +87,7 @@ def test_instances_of_different_servers_in_one_batch() -> None:
     second = replace(first, budget=jnp.array([0.5, 0.5]), server=jnp.array([0, 1], jnp.int32))
     first = replace(first, budget=jnp.array([jnp.inf, jnp.inf]))
     both = stack([first, second, first])
-    plans = numpy(jit(METHODS["greedy"].assign)(both))
+    plans = numpy(jax.jit(METHODS["greedy"].assign)(both))
     bound = upper_bound(both, jnp.asarray(plans), config=SHORT)
     np.testing.assert_allclose(bound[0], bound[2], rtol=1e-5)
     np.testing.assert_allclose(bound[0], 8.0, rtol=0.15)  # 5.6 + 2.4 s by hand

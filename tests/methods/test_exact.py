@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from compiled import evaluate, jit
+from compiled import evaluate
 from episodes import numpy, sample, world
 from paths import GOLDEN
 
@@ -20,7 +20,7 @@ from offload_jax.problem.scenario import PaperScenario
 
 FILE = GOLDEN / "paper.json"
 
-planned = jit(top_b)
+planned = jax.jit(top_b)
 
 
 @pytest.mark.parametrize("capacity", [3, 18])

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from compiled import evaluate, gain_of, jit
+from compiled import evaluate, gain_of
 from episodes import WORLDS, one, sample, world
 from paths import GOLDEN
 
@@ -20,7 +20,7 @@ FILE = GOLDEN / "paper.json"
 
 
 def assigned(name: str, instances) -> jax.Array:
-    return jit(METHODS[name].assign)(instances)
+    return jax.jit(METHODS[name].assign)(instances)
 
 
 def test_on_the_golden_instances(x64) -> None:
@@ -69,7 +69,7 @@ def test_myopic_takes_the_best_of_each_moment() -> None:
     plan = np.asarray(assigned("myopic", instances))
     sofar = jnp.zeros_like(plan)
     for user in range(instances.num_users):
-        gains = jit(exact_gains)(instances, sofar)[user]
+        gains = jax.jit(exact_gains)(instances, sofar)[user]
         wanted = np.where(np.max(gains, axis=0) > 0, np.argmax(gains, axis=0) + 1, 0)
         np.testing.assert_array_equal(plan[user], wanted)
         sofar = sofar.at[user].set(wanted)
@@ -78,7 +78,7 @@ def test_myopic_takes_the_best_of_each_moment() -> None:
 def test_greedy_leaves_nothing_to_gain() -> None:
     instances = world("edge", 16)
     final = assigned("greedy", instances)
-    assert float(jnp.max(jit(exact_gains)(instances, final))) <= 1e-6
+    assert float(jnp.max(jax.jit(exact_gains)(instances, final))) <= 1e-6
     assert np.all(np.asarray(gain_of(instances, final)) > 0)
 
 

@@ -17,7 +17,6 @@ from offload_jax.policy.policy import Policy
 from offload_jax.runs.config_file import from_settings
 from offload_jax.runs.train import initial_state
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
 CONFIG = from_settings(
     {"scenario": {"kind": "edge", "num_users": [4, 6]}, "network": {"width": 8, "heads": 2}}, "test"
 )

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from compiled import feasible_gain, jit
+from compiled import feasible_gain
 from episodes import one, world
 from paths import GOLDEN
 from test_search import degenerate
@@ -23,9 +23,8 @@ from offload_jax.problem.scenario import EdgeScenario
 from offload_jax.splits import SplitsConfig
 
 pytest.importorskip("pyscipopt", reason="the extra scip is not installed")
-pytestmark = pytest.mark.usefixtures("quick_compiler")
 FILE = GOLDEN / "edge.json"
-gain_at = jit(feasible_gain)
+gain_at = jax.jit(feasible_gain)
 
 
 def test_golden_optima_are_found_and_proven(x64) -> None:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from compiled import evaluate, feasible_gain, gain_of, jit
+from compiled import evaluate, feasible_gain, gain_of
 from episodes import one, spoil_padding, world
 
 from offload_jax.learning.soft_value import soft_evaluate
@@ -22,7 +22,6 @@ from offload_jax.plans.outcome import solve_assignment
 from offload_jax.plans.reduced_gains import move_gains
 from offload_jax.splits import NATIVE
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
 SEARCHES = [name for name, method in METHODS.items() if method.search is not None]
 COUNT = 8
 
@@ -98,10 +97,10 @@ def test_estimates_are_exact_where_all_is_linear(x64) -> None:
         split_min=jnp.full_like(instances.split_min, 20),
         accuracy_centre=jnp.full_like(instances.accuracy_centre, 20),
     )
-    plan = jit(METHODS["myopic"].assign)(linear)
+    plan = jax.jit(METHODS["myopic"].assign)(linear)
     moves = Moves(linear.num_users, linear.num_batches)
-    found = np.asarray(jit(lambda i, a: moves.estimates(i, a, NATIVE))(linear, plan))
-    after = jit(lambda i, a: moves.gains(i, a, moves.all(a), NATIVE))(linear, plan)
+    found = np.asarray(jax.jit(lambda i, a: moves.estimates(i, a, NATIVE))(linear, plan))
+    after = jax.jit(lambda i, a: moves.gains(i, a, moves.all(a), NATIVE))(linear, plan)
     wanted = np.asarray(after) - np.asarray(feasible_gain(linear, plan))
     np.testing.assert_array_equal(np.isfinite(found), np.isfinite(wanted))
     assert np.isfinite(found[moves.singles :]).any()
@@ -123,11 +122,11 @@ def test_move_gains_are_derivatives_of_the_soft_value(x64) -> None:
         lambda x: x.astype(float) if jnp.issubdtype(x.dtype, jnp.floating) else x,
         world("edge", COUNT),
     )
-    plan = jit(METHODS["myopic"].assign)(instances)
+    plan = jax.jit(METHODS["myopic"].assign)(instances)
     choices = jnp.arange(instances.num_batches + 1).reshape(1, -1, 1)
     certain = (plan[:, None] == choices).astype(float)
 
-    @jit
+    @jax.jit
     def all_of_them(plan, certain):
         now = solve_assignment(instances, plan, NATIVE)
         facts = instances, now.placed, now.splits.split, now.splits.price

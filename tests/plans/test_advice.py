@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from compiled import evaluate, gain_of, jit
+from compiled import evaluate, gain_of
 from episodes import numpy, one, world
 
 from offload_jax import cli
@@ -21,14 +22,11 @@ from offload_jax.problem import equations
 from offload_jax.problem.instance import save_instances, toy
 from offload_jax.splits import SplitsConfig
 
-# Nearly all of the time is compiling.
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 COUNT = 24
-exact = jit(exact_gains)
+exact = jax.jit(exact_gains)
 
 
-@jit
+@jax.jit
 def estimates(instance, plan):
     outcome = evaluate(instance, plan)
     return move_gains(instance, equations.place(instance, plan), outcome.split, outcome.price)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from compiled import evaluate, gain_of, jit, reset
+from compiled import evaluate, gain_of, reset
 from episodes import numpy, one, play, sample, world
 
 from offload_jax.plans.candidates import exact_gains
@@ -18,10 +18,10 @@ from offload_jax.plans.reduced_gains import move_gains, reduced_gains
 from offload_jax.problem import equations
 from offload_jax.problem.scenario import EdgeScenario
 
-exact = jit(exact_gains)
+exact = jax.jit(exact_gains)
 
 
-@jit
+@jax.jit
 def reduced(instances, assignment):
     solved = evaluate(instances, assignment)
     return reduced_gains(
@@ -111,7 +111,7 @@ def test_reduced_gains_follow_the_exact_ones_at_the_empty_plan():
     assert np.corrcoef(mine[open_], gains[open_])[0, 1] >= 0.99
 
 
-@partial(jit, static_argnums=2)
+@partial(jax.jit, static_argnums=2)
 def best_with_others_fixed(instances, assignment, pair):
     """Gain of granting a pair, the best of 4001 splits for it and every other split kept."""
     user, batch = pair
@@ -176,7 +176,7 @@ def test_a_granted_user_moves_as_if_it_had_been_denied():
     assignment = partial_plans(instances)
     solved = evaluate(instances, assignment)
 
-    @jit
+    @jax.jit
     def moves(plan):
         """The others keep their splits and prices."""
         split = jnp.where(plan > 0, solved.split, instances.steps)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from compiled import describe, jit, observe, reset
+from compiled import describe, observe, reset
 from episodes import (
     numpy,
     one,
@@ -40,7 +40,7 @@ ENVS = {
     "adaptive": EnvConfig(order="adaptive"),
     "candidates": EnvConfig(order="adaptive", candidates=5),
 }
-apply = jit(NETWORK.apply, static_argnames="method")
+apply = jax.jit(NETWORK.apply, static_argnames="method")
 each_env = pytest.mark.parametrize("env", ENVS.values(), ids=ENVS)
 pytestmark = pytest.mark.fast
 
@@ -52,7 +52,7 @@ def params():
     return noisy(describe(instance), observe(instance, reset(instance)))
 
 
-@jit
+@jax.jit
 def noisy(*shown):
     leaves, shape = jax.tree.flatten(NETWORK.init(jax.random.key(0), *shown))
     keys = jax.random.split(jax.random.key(1), len(leaves))
@@ -60,7 +60,7 @@ def noisy(*shown):
     return jax.tree.unflatten(shape, [x + y for x, y in zip(leaves, noise, strict=True)])
 
 
-@partial(jit, static_argnums=3)
+@partial(jax.jit, static_argnums=3)
 def outputs(params, instance, state, env):
     """(logits, value) of one instance."""
     return NETWORK.apply(params, describe(instance), observe(instance, state, env))
@@ -221,7 +221,7 @@ def test_every_parameter_has_a_finite_gradient(params, env):
         logits, value = NETWORK.apply(params, description, observation)
         return jnp.sum(jnp.where(observation.mask, jax.nn.log_softmax(logits), 0) ** 2) + value**2
 
-    grads = jit(jax.grad(total))(params)
+    grads = jax.jit(jax.grad(total))(params)
     for path, grad in jax.tree_util.tree_leaves_with_path(grads):
         assert np.isfinite(grad).all(), path
         # A shift of all keys of an attention changes nothing.
@@ -242,7 +242,7 @@ def test_the_residual_is_the_reduced_gain(params):
     wanted = 4 * np.asarray(observation.reduced)[0][legal]
     np.testing.assert_allclose(np.asarray(logits)[1:][legal], wanted, rtol=1e-5)
     plain = ActorCritic(replace(NETWORK.config, residual=False))
-    logits, _ = jit(plain.apply)(silent, describe(instance), observation)
+    logits, _ = jax.jit(plain.apply)(silent, describe(instance), observation)
     assert not np.asarray(logits)[np.asarray(observation.mask)].any()
 
 
@@ -287,7 +287,7 @@ def test_what_is_hidden_changes_no_logit(params, sight):
     instance, state = middle(env)
     description, observation = describe(instance), observe(instance, state, env)
     blind = ActorCritic(replace(NETWORK.config, blind=(sight,), residual=False))
-    apply = jit(lambda d, o: blind.apply(params, d, o)[0])
+    apply = jax.jit(lambda d, o: blind.apply(params, d, o)[0])
     before = apply(description, observation)
     gains = ["reduced", "gain", "ahead", "wanting", "hope", "regret", "lead"]
     hidden = {"prices": ["price"], "reduced-gains": gains}.get(sight, [])
@@ -305,7 +305,7 @@ def test_what_is_hidden_changes_no_logit(params, sight):
 NARROW = ActorCritic(Transformer(width=16, layers=2, heads=4, dtype="bfloat16"))
 
 
-@partial(jit, static_argnums=3)
+@partial(jax.jit, static_argnums=3)
 def narrow_outputs(params, instance, state, env):
     """What the bfloat16 network makes of the same parameters, and its encoding."""
     description = describe(instance)

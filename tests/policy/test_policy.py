@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from compiled import evaluate, gain_of, jit
+from compiled import evaluate, gain_of
 from episodes import WORLDS, one, sample, world
 
 from offload_jax.env.environment import Snapshot
@@ -18,15 +18,13 @@ from offload_jax.policy.decoding import best_of, decide, greedy_plan
 from offload_jax.policy.policy import Policy
 from offload_jax.policy.transformer import Transformer
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 
 @pytest.fixture(scope="module")
 def policy() -> Policy:
     network = Transformer(width=16, layers=1, heads=2, residual=False)  # far from a good one
     learner = Learner(WORLDS["edge"], Snapshot(), network, PPO(), LearnerConfig())
     return Policy(
-        jit(updates.init, static_argnums=0)(learner, jax.random.key(1)).params,
+        jax.jit(updates.init, static_argnums=0)(learner, jax.random.key(1)).params,
         network,
         learner.env,
     )

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from compiled import describe, jit, observe, reset
+from compiled import describe, observe, reset
 from episodes import numpy, one, replay, world
 from scipy import stats
 
@@ -103,7 +103,7 @@ def test_samples_lie_fastest_along_the_last_axis(instances):
     np.testing.assert_array_equal(own[1], [[2, 8], [3, 9]])
 
 
-@partial(jit, static_argnames=("order", "samples", "choose", "record"))
+@partial(jax.jit, static_argnames=("order", "samples", "choose", "record"))
 def rolled(params, instances, key, order, samples, choose, record=True):
     policy = Policy(params, NETWORK, Snapshot(order=order))
     episodes = begin(policy, instances, samples)
@@ -120,7 +120,7 @@ def instances():
 @pytest.fixture(scope="module")
 def params(instances):
     instance = one(instances, 0)
-    return jit(NETWORK.init)(
+    return jax.jit(NETWORK.init)(
         jax.random.key(0), describe(instance), observe(instance, reset(instance))
     )
 
@@ -167,7 +167,7 @@ def test_the_record_is_what_happened(sampled, instances):
 def test_log_probs_and_values_are_the_networks(sampled, params, instances):
     _, _, batch = sampled
     policy = Policy(params, NETWORK, Snapshot())
-    again = jit(lambda seen: policy.decode_steps(policy.encode(instances), seen))
+    again = jax.jit(lambda seen: policy.decode_steps(policy.encode(instances), seen))
     logits, values = numpy(again(jax.tree.map(jnp.asarray, batch.observation)))
     legal = np.where(np.isfinite(logits), np.exp(logits - logits.max(axis=-1, keepdims=True)), 0)
     p = legal / legal.sum(axis=-1, keepdims=True)

@@ -7,7 +7,6 @@ from dataclasses import asdict, fields, replace
 import jax
 import numpy as np
 import pytest
-from compiled import jit
 from episodes import one, unchecked
 from paths import ROOT
 from problems import conforms
@@ -37,7 +36,7 @@ COUNT = 2000
 
 def many(scenario, count: int = COUNT) -> Instance:
     keys = jax.random.split(jax.random.key(7), count)
-    return jit(jax.vmap(lambda key: sample(scenario, key), out_axes=-1))(keys)
+    return jax.jit(jax.vmap(lambda key: sample(scenario, key), out_axes=-1))(keys)
 
 
 def test_paper() -> None:

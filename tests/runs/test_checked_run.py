@@ -23,8 +23,6 @@ from offload_jax.runs.task import PolicyLearning
 from offload_jax.runs.tracking.metrics import read_rows
 from offload_jax.runs.train import initial_state, train
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 
 @dataclass(frozen=True)
 class Broken(PaperScenario):

@@ -243,7 +243,7 @@ assert same(jax.device_get(state), state_at(3))
 
 
 def test_restored_on_another_number_of_devices(folder) -> None:
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    flags = {"XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"}
     words = [sys.executable, "-c", RESTORE_ON_EIGHT, str(folder), str(Path(__file__).parent)]
     done = subprocess.run(words, env=os.environ | flags, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -35,7 +35,6 @@ from offload_jax.runs.task import PolicyLearning
 from offload_jax.runs.tracking.metrics import read_rows
 from offload_jax.runs.train import initial_state, load_policy, train
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
 TINY = tiny(4)
 WIDE = replace(TINY, learner=replace(TINY.learner, instances=16))  # for eight devices
 # Of the metrics, after some updates: only the order of sums differs, and it is float32.
@@ -45,7 +44,7 @@ EXACT = ("score", "gain", "best_of_samples", "entropy", "loss", "grad_norm")
 
 def child(words: list[str], devices: int) -> subprocess.Popen[str]:
     """A process with some virtual devices; jax only makes them when it starts."""
-    flags = f"--xla_force_host_platform_device_count={devices}"
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
     environment = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
     command, pipe = [sys.executable, *words], subprocess.PIPE
     return subprocess.Popen(command, env=environment, cwd=ROOT, stdout=pipe, stderr=pipe, text=True)

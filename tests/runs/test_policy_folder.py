@@ -20,7 +20,6 @@ from offload_jax.runs import policy_folder
 from offload_jax.runs.config_file import from_settings
 from offload_jax.runs.train import initial_state
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
 CONFIG = from_settings({"scenario": {"kind": "edge"}, "network": {"width": 8, "heads": 2}}, "test")
 
 

@@ -34,8 +34,6 @@ from offload_jax.runs.tracking.metrics import MetricsFile, read_rows
 from offload_jax.runs.train import load_policy, train
 from offload_jax.splits import SplitsConfig
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 TINY = tiny(4)
 # The second rate throws parameters out of float32's range at the first step.
 WORDS = ["--population.seeds", "2", "--population.lr", "1e-3", "1e38"]

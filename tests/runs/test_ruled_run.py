@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import json
 
-import pytest
-
 from offload_jax import cli
-
-pytestmark = pytest.mark.usefixtures("quick_compiler")
 
 
 def test_rules_and_solvers_of_a_run(tmp_path, capsys, monkeypatch) -> None:

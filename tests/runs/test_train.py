@@ -32,8 +32,6 @@ from offload_jax.runs.tracking.metrics import MetricsFile
 from offload_jax.runs.tracking.registry import TRACKERS
 from offload_jax.runs.train import RunResult, _start_state, load_policy, settings_of, train
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 
 @pytest.fixture(scope="module")
 def traces() -> Iterator[list[int]]:

@@ -31,9 +31,6 @@ from offload_jax.splits.layer import ConeLayer
 from offload_jax.splits.qp import check_rules
 from offload_jax.splits.rules import FACTS, FUNCTIONS, SHORTHANDS
 
-# Nearly all of the time is compiling.
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 MOREAU, DIFFCP = "cvxpylayers-moreau", "cvxpylayers-diffcp"
 SCENARIO = EdgeScenario(num_users=(4, 6), batches=3, servers=2, models=2, budget=1.0)
 COUNT = 10

@@ -18,9 +18,6 @@ from test_splits import CASES, numbers, spoiled
 from offload_jax.problem.types import Status
 from offload_jax.splits import SplitProblem, SplitsConfig, solve_splits
 
-# Nearly all of the time is compiling.
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 SOLVERS = ("cvxpylayers-moreau", "cvxpylayers-diffcp")
 conic = jax.jit(solve_splits, static_argnames="solver")
 FIELDS = ("saving", "rate", "amplitude", "slope", "centre", "lower", "weight", "steps", "budget")
@@ -61,7 +58,6 @@ def test_a_thousand_problems_have_the_same_answer(solver, bits) -> None:
     assert np.all(use(p, theirs, 3) <= p["budget"] + 1e-5 * scale)
 
 
-@pytest.mark.usefixtures("optimized")  # the last bits decide how well DIFFCP's derivative is solved
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_every_gradient_is_that_of_native_and_of_differences(x64, solver) -> None:
     problem = as_problem(inside(herd("small")))

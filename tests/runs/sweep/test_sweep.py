@@ -241,7 +241,6 @@ def test_the_command_line_is_that_of_wandb(tmp_path) -> None:
     assert sweep.command_line(["--x"]) == ["/usr/bin/env", sys.executable, sweep.program, "--x"]
 
 
-@pytest.mark.usefixtures("quick_compiler")
 def test_what_the_agent_of_wandb_runs(tmp_path, monkeypatch) -> None:
     """Its own code builds the command line, sets the environment and starts the process."""
     monkeypatch.chdir(tmp_path)
@@ -745,7 +744,6 @@ def test_ctrl_c_ends_all_trainings(program, tmp_path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("quick_compiler")
 def test_a_sweep_whose_worker_is_killed(tmp_path) -> None:
     """The real thing: two trainings, one of them killed, and a best configuration that trains."""
     parameters = {name: {"value": value} for name, value in SMALL.items()}

@@ -280,7 +280,6 @@ def test_sync_of_a_run_that_was_never_online(server, tmp_path, capsys) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("quick_compiler")
 @pytest.mark.parametrize("wandb", ["offline", "online"])
 def test_a_trained_run(server, tmp_path, wandb) -> None:
     """All of it is at the server, live or by a sync: rows, settings, pictures, checkpoints."""
