@@ -152,12 +152,12 @@ PARTS = ((PPO(), 0.01), (Layer(weight=1.0), 0.01), (Layer(weight=1.0, surrogate=
 )
 def test_it_is_part_of_an_update(env, parts) -> None:
     """Inside the jitted program: parameters end elsewhere with it, and all numbers are finite."""
-    network, ends = Transformer(width=16, layers=1, heads=2), []
+    network, start, ends = Transformer(width=16, layers=1, heads=2), None, []
     for algorithm, entropy in parts:
         config = LearnerConfig(instances=4, samples=3, updates=1, entropy=entropy)
         learner = Learner(WORLDS["edge"], env, network, algorithm, config)
-        run = jax.jit(partial(updates.update, learner))
-        state, metrics = run(init(learner, jax.random.key(0)))
+        start = start or init(learner, jax.random.key(0))
+        state, metrics = jax.jit(partial(updates.update, learner))(start)
         assert bool(metrics["sound"])
         assert (metrics.get("layer", 0) != 0) == isinstance(algorithm, Layer)
         ends.append(jax.flatten_util.ravel_pytree(state.params)[0])
