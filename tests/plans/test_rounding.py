@@ -70,6 +70,13 @@ def test_a_split_just_above_a_whole_number_is_that_number(x64) -> None:
     assert np.all(use(p, np.asarray(ROUND(tight, wanted)), 1) <= exact)
 
 
+def test_nobody_goes_below_a_bound_just_above_a_whole_number(x64) -> None:
+    p = zoo(1, 1, 1, 1, granted=np.ones((1, 1), bool), steps=np.full(1, 50.0),
+            lower=np.full((1, 1), 30.00002), centre=np.full((1, 1), 10.0))  # fmt: skip
+    problem = as_problem(p, budget=np.full((1, 1), np.inf), saving=np.zeros((1, 1)))
+    np.testing.assert_array_equal(ROUND(problem, np.array([[30.00005]])), [[31]])
+
+
 def test_what_a_budget_has_left_goes_where_it_gains_most(x64) -> None:
     """Per GPU-second: two small users that gain 0.6 s each, not a large one that gains 1 s."""
     column = lambda *numbers: np.array(numbers)[:, None]  # noqa: E731

@@ -19,8 +19,9 @@ import offload_jax as oj
 from offload_jax.env.config import EnvConfig
 from offload_jax.env.step import step
 from offload_jax.methods import METHODS
-from offload_jax.plans.outcome import check_all_local, facts_of
+from offload_jax.plans.outcome import check_all_local, facts_of, problem_of
 from offload_jax.plans.plan import execute
+from offload_jax.plans.rounding import mend
 from offload_jax.problem import equations
 from offload_jax.problem.instance import Instance
 from offload_jax.problem.scenario import EdgeScenario
@@ -73,6 +74,7 @@ def config(rules: Rules, solver: str = MOREAU) -> Solver:
         ("split ** 3 <= 3", "has 'split ** 3'; must be numbers, names,"),
         ("split[0] <= 3", "has 'split[0]'"),
         ("split.T <= 3", "has 'split.T'"),
+        ("latency <= True", "has 'True'"),
         ("'a' <= split", "has \"'a'\""),
         ("(lambda: 3)() <= split", "has '(lambda: 3)()'"),
         ("__import__('os').system('true') <= split", "has \"__import__('os').system('true')\""),
@@ -195,6 +197,16 @@ def test_padded_users_count_for_nothing(x64) -> None:
 
 
 @pytest.mark.fast
+def test_padded_users_miss_no_constraint() -> None:
+    """Their numbers are 0, which many constraints do not allow."""
+    instances, plan = world()
+    facts = facts_of(instances, equations.place(instances, plan))
+    [missed] = Rules(("1e6 <= split",)).violations(facts, jnp.zeros(plan.shape))
+    np.testing.assert_array_equal(np.asarray(missed) > 0, instances.mask)
+    assert not np.all(instances.mask)
+
+
+@pytest.mark.fast
 def test_constraints_that_the_all_local_plan_breaks_are_refused() -> None:
     instances, _ = world()
     bad = config(Rules(constraints=("latency <= 5",)))
@@ -277,6 +289,19 @@ def test_baselines_and_whole_splits_keep_the_rules() -> None:
     instance = jax.tree.map(lambda x: x[..., 0], instances)
     made = oj.solve(instance, "reduced-greedy", solver=solver)
     assert made.status in ("feasible", "feasible, but not in whole steps")
+
+
+def test_whole_splits_above_a_budget_are_not_kept() -> None:
+    """The constraint lets nobody go up to what the budget allows."""
+    instances, plan = world()
+    placed = equations.place(instances, plan)
+    whole = jnp.where(placed.granted, 40, instances.steps).astype(jnp.int32)
+    solver = config(Rules(("granted * split <= 40",)))
+    for budget, wanted in ((1e-3, False), (1e3, True)):
+        given = replace(instances, budget=jnp.full_like(instances.budget, budget))
+        mended, kept = mend(given, placed, problem_of(given, placed), whole, solver)
+        np.testing.assert_array_equal(mended, whole)
+        np.testing.assert_array_equal(kept, wanted)
 
 
 @pytest.mark.fast
