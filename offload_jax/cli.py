@@ -6,6 +6,7 @@ import difflib
 import importlib
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 
 from offload_jax.files.checks import UserError
 
@@ -39,6 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if words in ([], ["-h"], ["--help"]):
         print(_usage())
         return 0
+    if words == ["--version"]:
+        print(f"offload-jax {version('offload-jax')}")
+        return 0
     near = difflib.get_close_matches(words[0], COMMANDS, n=1)
     hint = f" (did you mean {near[0]}?)" if near else ""
     print(f"error: no command {words[0]!r}{hint}\n\n{_usage()}", file=sys.stderr)
@@ -58,7 +62,7 @@ def evaluate(words: Sequence[str] | None = None) -> int:
 def _usage() -> str:
     lines = [f"  {name:8} {summary}" for name, (_, summary) in COMMANDS.items()]
     return "\n".join(
-        ["usage: offload-jax COMMAND [options]; COMMAND --help lists them", "", *lines]
+        ["usage: offload-jax COMMAND [options]; COMMAND --help lists them; --version", "", *lines]
     )
 
 

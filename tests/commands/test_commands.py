@@ -228,6 +228,8 @@ def test_commands_that_do_not_exist(capsys) -> None:
     assert "no command 'trian' (did you mean train?)" in capsys.readouterr().err
     assert cli.main([]) == 0
     assert "usage: offload-jax COMMAND" in capsys.readouterr().out
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("offload-jax 0.")
 
 
 @pytest.mark.fast
