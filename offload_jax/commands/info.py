@@ -54,7 +54,7 @@ def _describe_run(folder: Path, plugins: Sequence[str]) -> int:
     evaluated = [row for row in rows if "gap" in row]
     saved = find(folder / run_files.CHECKPOINTS, "latest", warn)
     step = saved.step if saved else 0
-    print(f"run: {folder} ({config.scenario.kind}, {config.env.order} order)")
+    print(f"run: {folder} ({config.scenario.kind}, {config.deciding})")
     print(f"update: {step} of {config.learner.updates}")
     if evaluated:
         best = min(evaluated, key=lambda row: row["gap"])

@@ -17,6 +17,7 @@ import tyro
 
 from offload_jax.deploy import Decider, load
 from offload_jax.files.checks import ConfigError
+from offload_jax.files.disk import cache_folder
 
 TOKEN = "OFFLOAD_JAX_TOKEN"
 
@@ -147,9 +148,8 @@ def _keep_compiled() -> None:
     """Lets jax keep what it compiles, so that the next start is quick."""
     import jax
 
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     settings: dict[str, Any] = {
-        "jax_compilation_cache_dir": str(home / "offload-jax"),
+        "jax_compilation_cache_dir": str(cache_folder()),
         "jax_persistent_cache_min_compile_time_secs": 0.0,
     }
     for name, value in settings.items():

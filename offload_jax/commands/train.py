@@ -28,6 +28,7 @@ from offload_jax.evaluation.reference import reference_name
 from offload_jax.files.checks import ConfigError
 from offload_jax.learning import updates
 from offload_jax.runs import multihost, run_folder
+from offload_jax.runs.checked import policy_learning
 from offload_jax.runs.config import TrainConfig, plugins_option
 from offload_jax.runs.config_file import load_config, to_yaml
 from offload_jax.runs.loop import describe_needs, prepare
@@ -42,7 +43,6 @@ from offload_jax.runs.population import (
 )
 from offload_jax.runs.population_train import train_population
 from offload_jax.runs.recorder import Row
-from offload_jax.runs.task import PolicyLearning
 from offload_jax.runs.train import RunResult, check_init_from, check_rules, train
 
 S = TypeVar("S")
@@ -171,7 +171,7 @@ def _status(result: RunResult) -> int:
 
 
 def _dry_run(config: TrainConfig, tried: str = "everything") -> int:
-    task = PolicyLearning(config, config.find_devices())
+    task = policy_learning(config, config.find_devices())
     state = jax.eval_shape(lambda key: updates.init(task.learner, key), jax.random.key(0))
     needs = prepare(task, state)
     if not multihost.is_first():

@@ -25,7 +25,6 @@ from offload_jax.deploy.metrics import ServiceMetrics
 from offload_jax.files.checks import SchemaError
 
 log = structlog.get_logger("offload_jax.service")
-Reply = JSONResponse | Response
 
 
 @dataclass(frozen=True)

@@ -123,6 +123,11 @@ def _check(policy: Policy, out: Path) -> None:
     archive = out.with_name(f"{out.name}.zip")
     if archive.exists():
         raise ConfigError(f"out is {str(out)!r}, but {archive} exists; move it or choose another")
+    if not isinstance(policy.env, EnvConfig):
+        raise ConfigError(
+            f"the policy's environment is {type(policy.env).__name__}; must be snapshot: a bundle "
+            "decides snapshots"
+        )
     if policy.env.solver != NATIVE:
         raise ConfigError(
             f"the policy's splits.solver is {policy.env.solver.name}; must be native and without "
@@ -200,16 +205,6 @@ def _vectors(
     ]
 
 
-def order_of(policy: Policy) -> str:
-    """In which its users are decided. Raises ConfigError where it is for no snapshots."""
-    if not isinstance(policy.env, EnvConfig):
-        raise ConfigError(
-            f"the policy's environment is {type(policy.env).__name__}; must be snapshot: a bundle "
-            "decides snapshots"
-        )
-    return policy.env.order
-
-
 def _about(
     name: str,
     policy: Policy,
@@ -224,7 +219,7 @@ def _about(
         "format": FORMAT,
         "version": VERSION,
         "name": name,
-        "policy": {**about, "order": order_of(policy), "temperature": float(policy.temperature)},
+        "policy": {**about, "order": config.env.order, "temperature": float(policy.temperature)},
         "sizes": {
             "users": list(wanted.sizes),
             "batches": sizes["M"],

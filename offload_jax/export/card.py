@@ -38,7 +38,7 @@ def card_of(
     gaps = table.read_text(encoding="utf-8") if table.is_file() else "Not evaluated."
     return f"""# Policy {name}
 
-Decides for the scenario below in {config.env.order} order; samples are drawn at temperature
+Decides for the scenario below in {config.deciding}; samples are drawn at temperature
 {temperature:g}. Update {about["update"]}, trained on {about["device"]}, commit {about["commit"]}.
 
 ## How good it is

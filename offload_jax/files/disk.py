@@ -111,6 +111,11 @@ def replace_file(path: PathLike, content: str | bytes) -> None:
         Path(temporary).unlink(missing_ok=True)  # still there if anything failed
 
 
+def cache_folder() -> Path:
+    """Where this user's compiled programs are kept."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "offload-jax"
+
+
 def check_free(folder: Path) -> None:
     """Raises ConfigError for an `out` that is not a new or empty folder."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):

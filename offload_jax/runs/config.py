@@ -161,6 +161,13 @@ class TrainConfig:
         parts = (self.scenario, self.to_env(), self.network, self.algorithm, self.learner)
         return Learner(*parts, devices)
 
+    @property
+    def deciding(self) -> str:
+        """How plans are made, in words."""
+        if order := getattr(self.env, "order", None):
+            return f"{order} order"
+        return f"environment {KINDS['env'].implementation(self.env)[0]}"
+
     def find_devices(self) -> Devices:
         """What to train on. Raises ConfigError where the instances cannot be spread over it."""
         try:

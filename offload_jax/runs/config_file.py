@@ -95,6 +95,9 @@ def from_settings(
         raise ConfigError("\n".join(dict.fromkeys(wrong)))
     config = TrainConfig(**found)
     try:
+        # Again, as the records have it: what YAML calls binary or a set has become words by now.
+        naming = {name: vars(found[name]) for name in ("splits", "tracking") if name in found}
+        check_allowed(own_code(naming), plugins)
         config.validate()
     except ConfigError as error:
         raise ConfigError(f"{source}: {error}") from None

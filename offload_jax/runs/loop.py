@@ -63,7 +63,7 @@ def loop(
             gaps = task.evaluate(state) if gap_due(config, step) else [None] * len(members)
             parts = zip(members, task.split(state), gaps, strict=True)
             tell({m.name: m.recorder.row(part, gap) for m, part, gap in parts if not m.diverged})
-        if any(member.recorder.save_due() for member in members):
+        if any(member.recorder.save_due() for member in members if not member.diverged):
             _save(task, members, state)
     for member in members:
         member.recorder.report.finish()

@@ -109,6 +109,7 @@ def going_on(saved: Members, base: TrainConfig, wanted: TrainConfig) -> Members:
         name: replace(
             config,
             run=replace(wanted.run, eval_instances=config.run.eval_instances),
+            tracking=wanted.tracking,
             learner=replace(config.learner, updates=wanted.learner.updates),
         )
         for name, config in saved.items()

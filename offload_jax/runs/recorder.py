@@ -44,8 +44,10 @@ class Period:
     def row(self, step: int, decisions: int) -> Row:
         """The mean of the updates' metrics, and how fast they were (`decisions` in each)."""
         seconds = time.perf_counter() - self.started
-        names = self.updates[0] if self.updates else ()
-        row: Row = {name: float(np.mean([one[name] for one in self.updates])) for name in names}
+        found: dict[str, list[float]] = {}  # those of an earlier version may have other names
+        for name, value in (item for one in self.updates for item in one.items()):
+            found.setdefault(name, []).append(value)
+        row: Row = {name: float(np.mean(values)) for name, values in found.items()}
         rate = decisions * self.made / seconds
         row |= {"step": step, "seconds": seconds, "decisions_per_s": rate}
         return row | ({"skipped": self.skipped} if self.skipped else {})

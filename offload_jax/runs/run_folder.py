@@ -153,7 +153,10 @@ def read_plain(folder: str | Path) -> tuple[dict[str, Any], TrackingConfig]:
     """
     path = _config_file(folder)
     settings = read_settings(path.read_text(encoding="utf-8"), str(path))
-    told = {k: v for k, v in settings.get("tracking", {}).items() if k != "also"}
+    tracking = settings.get("tracking", {}) if isinstance(settings, dict) else settings
+    if not isinstance(tracking, dict):
+        raise ConfigError(f"{path}: tracking is {tracking!r}; must be a mapping of settings")
+    told = {k: v for k, v in tracking.items() if k != "also"}
     return settings, from_settings({"tracking": told}, str(path)).tracking
 
 

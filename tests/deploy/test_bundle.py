@@ -24,7 +24,7 @@ from paths import ROOT
 from benchmarks.systems.serving import spoil
 from offload_jax import deploy
 from offload_jax.deploy.physics import effect
-from offload_jax.deploy.ports import OUTPUTS
+from offload_jax.deploy.ports import OUTPUTS, draws
 from offload_jax.deploy.verify import replay
 from offload_jax.export.bundle import fewest_users, trained_ranges, write_bundle
 from offload_jax.files.checks import BundleError, ConfigError, SchemaError
@@ -196,6 +196,13 @@ def test_samples_never_make_a_plan_worse_and_depend_on_the_seed_alone(bundle, de
         assert more.plan.objective >= one.plan.objective
         alone = decider.decide(records[i], samples=3, seed=i)
         assert alone.plan.objective == more.plan.objective
+
+
+@pytest.mark.fast
+def test_draws_are_those_of_each_seed() -> None:
+    one, other, same = draws([1, 2, 1], users=4, samples=3)
+    np.testing.assert_array_equal(one, same)
+    assert not np.any(one == other)
 
 
 def test_a_batch_of_many_is_each_alone(bundle) -> None:

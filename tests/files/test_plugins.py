@@ -277,6 +277,23 @@ def test_the_callers_file_is_loaded_and_no_other(file, trap) -> None:
         load_config(_written(trap.parent, relative))  # but the user's own configuration may
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "tracking: {also: ['own.py:T']}",
+        "tracking: {also: !!set {'own.py:T': null}}",
+        "tracking: {also: [!!binary b3duLnB5OlQ=]}",
+        "splits: {solver: !!binary b3duLnB5OlQ=}",
+        "network: {kind: !!binary b3duLnB5OlQ=}",
+    ],
+)
+def test_other_ways_to_write_a_name(trap, monkeypatch, text) -> None:
+    monkeypatch.chdir(trap.parent)
+    (trap.parent / "config.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=r"own\.py:T'.*, code that is not of|is b'own\.py:T'"):
+        read_config(trap.parent)
+
+
 def _written(folder: Path, document: object) -> Path:
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(document))

@@ -19,7 +19,7 @@ import offload_jax as oj
 from offload_jax.env.config import EnvConfig
 from offload_jax.env.step import step
 from offload_jax.methods import METHODS
-from offload_jax.plans.outcome import check_all_local, facts_of, problem_of
+from offload_jax.plans.outcome import check_all_local, facts_of, objective_denied, problem_of
 from offload_jax.plans.plan import execute
 from offload_jax.plans.rounding import mend
 from offload_jax.problem import equations
@@ -158,6 +158,9 @@ def test_answers_are_optimal_and_the_same_everywhere(x64, name) -> None:
     assert set(np.asarray(outcomes[0].status)) <= {Status.SOLVED, Status.INFEASIBLE}
     ours, theirs = (np.asarray(o.objective)[solved] for o in outcomes)
     np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+    denied = np.asarray(objective_denied(instances, config(RULES[name])))[solved]
+    gains = np.asarray(outcomes[0].gain)[solved]
+    np.testing.assert_allclose(gains, ours - denied, rtol=1e-6, atol=1e-6)
     deviation = np.abs(outcomes[0].split - outcomes[1].split)[:, solved] / 50
     assert deviation.max() <= 1e-3
     facts = facts_of(instances, equations.place(instances, plan))

@@ -24,6 +24,8 @@ GOALS: tuple[Goal, ...] = get_args(Goal)
 METRICS = (  # of a row
     "gap",
     *METRICS_OF_UPDATE,
+    "value_error",  # of algorithms that have them
+    "layer",
     "seconds",
     "decisions_per_s",
 )

@@ -104,8 +104,9 @@ class SweepConfig:
         """Own code that the file's trials may name: what they go on with has to be told of it."""
         configs = self.parameters.get(CONFIG, Space("choice", ("paper",))).values
         named = [own_code(to_settings(load_config(str(config)))).values() for config in configs]
-        spaces = [s.values for name, s in self.parameters.items() if _is_kind(name)]
-        spaces += [s.values for name, s in self.parameters.items() if name == "splits.solver"]
+        naming = ("splits.solver", "tracking.also")
+        parameters = self.parameters.items()
+        spaces = [s.values for name, s in parameters if _is_kind(name) or name in naming]
         own = [str(name) for names in (*named, *spaces) for name in names if is_own(name)]
         return sources(own)
 

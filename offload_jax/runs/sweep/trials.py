@@ -8,7 +8,7 @@ databases only, and repeats a trial under a new number.)
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -216,12 +216,22 @@ def _record(frozen: FrozenTrial, sweep: SweepConfig) -> Record:
     return Record(
         number=frozen.number,
         state=_STATES[frozen.state],
-        parameters=sweep.fixed | frozen.params,
+        parameters=known(frozen.params, sweep),
         value=sweep.best(values) if value is None and values else value,
         seconds=(ended - begun).total_seconds() if begun and ended else None,
         reason=frozen.user_attrs.get("reason"),
         starts=frozen.user_attrs.get("starts", 0),
     )
+
+
+def known(found: Mapping[str, Any], sweep: SweepConfig) -> dict[str, Scalar]:
+    """A trial's, as far as the sweep file knows them: the journal may be a stranger's."""
+    varied = {name: value for name, value in found.items() if name in sweep.varied}
+    for name, value in varied.items():
+        values = sweep.varied[name].values
+        if values and value not in values:
+            raise ConfigError(f"{name} is {value!r} in a trial; must be one of {values}")
+    return varied | sweep.fixed
 
 
 def _suggested(handle: Any, name: str, space: Space) -> Scalar:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from offload_jax.files.disk import replace_file
+from offload_jax.files.disk import cache_folder, replace_file
 from offload_jax.runs import run_files
 from offload_jax.runs.run_folder import is_run
 from offload_jax.runs.sweep.space import Scalar
@@ -35,7 +35,7 @@ class Share:
     cores: frozenset[int]
     part: float  # of a GPU's memory
 
-    def environment(self, folder: Path) -> dict[str, str]:
+    def environment(self) -> dict[str, str]:
         """Variables of the process; those that are set already stay as they are."""
         threads = str(len(self.cores))
         wanted = {
@@ -43,7 +43,8 @@ class Share:
             "OPENBLAS_NUM_THREADS": threads,
             "XLA_PYTHON_CLIENT_MEM_FRACTION": f"{0.9 * self.part:.3f}",
             # What a restarted trial would compile again; programs are for this machine's processor.
-            "JAX_COMPILATION_CACHE_DIR": str(folder.resolve() / "compiled" / socket.gethostname()),
+            # Not in the sweep's directory: who gave us that must not give us programs to run.
+            "JAX_COMPILATION_CACHE_DIR": str(cache_folder() / "sweeps" / socket.gethostname()),
         }
         return wanted | dict(os.environ)
 
@@ -96,7 +97,7 @@ class TrialProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=self.share.environment(self.out),
+                env=self.share.environment(),
                 pass_fds=(self._lock.fileno(),),
                 start_new_session=True,  # Ctrl-C is for the sweep, which passes it on
             )

@@ -9,7 +9,7 @@ from pathlib import Path
 from offload_jax.files.plugins import Plugins, check_class, find, is_own, name_of
 from offload_jax.runs import run_files
 from offload_jax.runs.tracking.metrics import MetricsFile, TrackingConfig
-from offload_jax.runs.tracking.tracker import Composite, Noop, RunStart, Tracker
+from offload_jax.runs.tracking.tracker import Composite, Noop, RunStart, Tracker, switched_off
 from offload_jax.runs.tracking.wandb_tracker import WandbTracker
 
 Maker = Callable[[TrackingConfig, RunStart], Tracker]
@@ -48,8 +48,19 @@ def full_name(name: str) -> str:
 
 def make_trackers(config: TrackingConfig, start: RunStart) -> Tracker:
     """One that tells all of them. Raises OSError where metrics.jsonl cannot be opened."""
-    truth, *others = [make(config, start) for make in find_makers(config)]
-    return Composite(truth, others, start.warn)
+    truth, *others = find_makers(config)
+    first = truth(config, start)
+    return Composite(first, [_made(make, config, start) for make in others], start.warn)
+
+
+def _made(make: Maker, config: TrackingConfig, start: RunStart) -> Tracker:
+    """A tracker; none in the place of one that cannot even be made."""
+    try:
+        return make(config, start)
+    except Exception as error:
+        name = getattr(make, "__name__", "tracker")
+        start.warn(switched_off(name, error))
+        return Noop()
 
 
 @contextmanager

@@ -92,5 +92,10 @@ class Composite:
                 tell(tracker)
             except Exception as error:
                 self._others.remove(tracker)
-                name, text = type(tracker).__name__, f"{type(error).__name__}: {error}"
-                self._warn(f"tracker {name} is switched off ({text}); metrics.jsonl has every row")
+                self._warn(switched_off(type(tracker).__name__, error))
+
+
+def switched_off(name: str, error: Exception) -> str:
+    """The warning about a tracker that raised."""
+    reason = f"{type(error).__name__}: {error}"
+    return f"tracker {name} is switched off ({reason}); metrics.jsonl has every row"

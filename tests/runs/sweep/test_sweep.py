@@ -387,6 +387,18 @@ def test_a_better_value_before_the_rung_counts(opened, tmp_path) -> None:
 
 
 @pytest.mark.fast
+@pytest.mark.fast
+def test_parameters_that_the_sweep_does_not_have_are_left_out(tmp_path) -> None:
+    """The journal may be a stranger's, and what it says must name no code."""
+    sweep = sweep_of(
+        tmp_path, parameters={"seed": {"values": [0, 1]}, "learner.lr": {"value": 0.1}}
+    )
+    planted = {"seed": 1, "algorithm.kind": "own.py:T", "config": "own.yaml", "learner.lr": 9.0}
+    assert trials.known(planted, sweep) == {"seed": 1, "learner.lr": 0.1}
+    with pytest.raises(ConfigError, match=r"seed is 'own\.py:T' in a trial; must be one of"):
+        trials.known({"seed": "own.py:T"}, sweep)
+
+
 def test_a_torn_journal_goes_on(opened, tmp_path) -> None:
     sweep, path = sweep_of(tmp_path), tmp_path / "journal.log"
     trial = opened(sweep, path, "a").take([], 3)
@@ -586,7 +598,7 @@ def test_cores_are_dealt_out(monkeypatch) -> None:
     shares = workers.shares(2)
     assert [sorted(share.cores) for share in shares] == [[7], [7]]
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
-    environment = shares[0].environment(Path("out"))
+    environment = shares[0].environment()
     assert environment["OMP_NUM_THREADS"] == "5"  # the user's own
     assert environment["XLA_PYTHON_CLIENT_MEM_FRACTION"] == "0.450"
 

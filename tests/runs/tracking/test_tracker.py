@@ -9,7 +9,7 @@ import pytest
 
 from offload_jax.files.checks import ConfigError, RunError
 from offload_jax.runs.config import RunConfig
-from offload_jax.runs.recorder import Reporter
+from offload_jax.runs.recorder import Period, Reporter
 from offload_jax.runs.tracking.metrics import MetricsFile, TrackingConfig, read_rows
 from offload_jax.runs.tracking.registry import TRACKERS, find_makers, make_trackers, tracked
 from offload_jax.runs.tracking.tracker import Noop, RunStart, Tracker
@@ -96,6 +96,24 @@ def test_one_that_raises_is_switched_off_alone(tmp_path, made) -> None:
     assert message == (
         "tracker Broken is switched off (KeyError: 'no such thing'); metrics.jsonl has every row"
     )
+
+
+def test_one_that_cannot_be_made_is_none(tmp_path, made, monkeypatch) -> None:
+    said: list[str] = []
+    monkeypatch.setitem(TRACKERS, "broken", lambda config, start: config.no_such_setting)
+    with tracked(
+        TrackingConfig(wandb="off", also=("broken", "listener")), start_in(tmp_path, said)
+    ) as all_of_them:
+        all_of_them.row({"step": 1})
+    assert made[0].heard == [1, "finished"]
+    assert "is switched off (AttributeError: " in said[0]
+
+
+def test_a_period_that_an_earlier_version_began() -> None:
+    """Its updates may have metrics by other names: each is averaged where it is there."""
+    period = Period([{"loss": 1.0, "earlier": 2.0}, {"loss": 3.0}, {"loss": 5.0, "later": 4.0}])
+    row = period.row(3, 10)
+    assert (row["loss"], row["earlier"], row["later"]) == (3.0, 2.0, 4.0)
 
 
 def test_names_are_checked_and_each_is_made_once(tmp_path, made) -> None:
