@@ -11,14 +11,13 @@ from typing import Any, Literal
 import numpy as np
 
 from offload_jax.deploy.bundle import Bundle, open_bundle
-from offload_jax.deploy.physics import Effect, effect
-from offload_jax.deploy.ports import INPUTS, OUTPUTS, RANGED
+from offload_jax.deploy.physics import effect
+from offload_jax.deploy.ports import INPUTS, RANGED, unpadded
 from offload_jax.deploy.runtimes import Runtime, open_runtime, run
 from offload_jax.files.checks import SchemaError
 from offload_jax.files.records import (
     Floats,
     InstanceRecord,
-    Ints,
     Plan,
     parse_instances,
     plan_to_json,
@@ -211,10 +210,9 @@ class Decider:
         method = "adaptive greedy" if entry == "fallback" else f"policy {self.bundle.name}"
         method += f" best of {self.samples}" if entry == "best" else ""
         source: Source = "fallback" if entry == "fallback" else "policy"
-        return [
-            _answer(record, [x[i] for x in outputs], source, method, seconds / len(records))
-            for i, record in enumerate(records)
-        ]
+        outs = [unpadded(outputs, i, len(record.alpha)) for i, record in enumerate(records)]
+        each = seconds / len(records)
+        return [_answer(*pair, source, method, each) for pair in zip(records, outs, strict=True)]
 
     def _strange(self, record: InstanceRecord) -> tuple[str, ...]:
         """What lies outside the ranges that the policy was trained for."""
@@ -244,54 +242,40 @@ def spans(record: InstanceRecord) -> dict[str, tuple[float, float]]:
 
 
 def _answer(
-    record: InstanceRecord, row: Sequence[Any], source: Source, method: str, seconds: float
-) -> Answer:
-    """A checked answer from what a program put out for one instance."""
-    users = len(record.alpha)
-    out = {
-        port.name: (x[:users] if port.axes == "N" else x)
-        for port, x in zip(OUTPUTS, row, strict=True)
-    }
-    assignment = out["assignment"].astype(np.int64)
-    whole = out["integer_split"].astype(np.int64)
-    done = effect(record, assignment, whole)
-    split = np.clip(out["split"].astype(np.float64), 0, record.steps)
-    status = f"broken: {'; '.join(done.flaws)}" if done.flaws else "feasible"
-    plan = _plan(record, assignment, split, whole, status, method, seconds, done)
-    price = out["price"].astype(np.float64)
-    return Answer(plan, done.latency, done.accuracy, price, source, ())
-
-
-def _denied(record: InstanceRecord, notes: tuple[str, ...]) -> Answer:
-    """Everybody runs locally: always feasible."""
-    nobody = np.zeros(len(record.alpha), np.int64)
-    whole = np.full(len(record.alpha), int(record.steps))
-    done = effect(record, nobody, whole)
-    plan = _plan(record, nobody, whole.astype(float), whole, "feasible", "deny", 0.0, done)
-    return Answer(plan, done.latency, done.accuracy, np.zeros(len(record.budget)), "deny", notes)
-
-
-def _plan(
     record: InstanceRecord,
-    assignment: Ints,
-    split: Floats,
-    whole: Ints,
-    status: str,
+    out: dict[str, np.ndarray],
+    source: Source,
     method: str,
     seconds: float,
-    done: Effect,
-) -> Plan:
-    return Plan(
+    notes: tuple[str, ...] = (),
+) -> Answer:
+    """A checked answer from what was put out for one instance."""
+    assignment = out["assignment"].astype(np.int64)
+    whole = out["integer_split"].astype(np.int64)
+    split = np.clip(out["split"].astype(np.float64), 0, record.steps)
+    done = effect(record, assignment, whole)
+    plan = Plan(
         assignment=assignment,
         split=split,
         integer_split=whole,
         objective=effect(record, assignment, split).objective,
         integer_objective=done.objective,
         bound=None,
-        status=status,
+        status=f"broken: {'; '.join(done.flaws)}" if done.flaws else "feasible",
         seconds=seconds,
         method=method,
     )
+    price = out["price"].astype(np.float64)
+    return Answer(plan, done.latency, done.accuracy, price, source, notes)
+
+
+def _denied(record: InstanceRecord, notes: tuple[str, ...]) -> Answer:
+    """Everybody runs locally: always feasible."""
+    nobody = np.zeros(len(record.alpha))
+    everything = np.full(len(record.alpha), record.steps)
+    out = {"assignment": nobody, "split": everything, "integer_split": everything}
+    out["price"] = np.zeros(len(record.budget))
+    return _answer(record, out, "deny", "deny", 0.0, notes)
 
 
 def _worth(answer: Answer) -> float:

@@ -57,6 +57,19 @@ OUTPUTS = (
 )
 
 
+def inputs_of(entry: str) -> tuple[Port, ...]:
+    """What the program of an entry takes."""
+    return (*INPUTS, DRAWS) if entry == "best" else INPUTS
+
+
+def arrays_of(
+    entry: str, records: Sequence[InstanceRecord], users: int, seeds: Sequence[int], samples: int
+) -> list[np.ndarray]:
+    """The same for instances; each draws by a seed of its own, whatever else is in the batch."""
+    arrays = packed(records, users)
+    return [*arrays, draws(seeds, users, samples)] if DRAWS in inputs_of(entry) else arrays
+
+
 def packed(records: Sequence[InstanceRecord], users: int) -> list[np.ndarray]:
     """The inputs of instances with the same M and G, users padded to `users`."""
     first = records[0]
@@ -71,6 +84,12 @@ def packed(records: Sequence[InstanceRecord], users: int) -> list[np.ndarray]:
                 array[(i, slice(count)) if port.axes.startswith("N") else i] = value
         arrays.append(array)
     return arrays
+
+
+def unpadded(outputs: Sequence[np.ndarray], i: int, users: int) -> dict[str, np.ndarray]:
+    """What a program put out for instance `i`, by name, without padded users."""
+    pairs = zip(OUTPUTS, outputs, strict=True)
+    return {port.name: x[i, :users] if port.axes == "N" else x[i] for port, x in pairs}
 
 
 def draws(seeds: Sequence[int], users: int, samples: int) -> np.ndarray:

@@ -19,7 +19,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from offload_jax.deploy.bundle import TOGETHER, Bundle, module_name
-from offload_jax.deploy.ports import draws, packed
+from offload_jax.deploy.ports import arrays_of
 from offload_jax.files.checks import BundleError
 from offload_jax.files.records import InstanceRecord
 
@@ -54,9 +54,8 @@ def run(
     """
     width = next(size for size in runtime.batches(entry) if len(records) <= size)
     missing = width - len(records)
-    arrays = packed([*records, *[records[0]] * missing], users)
-    if entry == "best":
-        arrays.append(draws([*seeds, *[0] * missing], users, samples))
+    filled, seeds = [*records, *[records[0]] * missing], [*seeds, *[0] * missing]
+    arrays = arrays_of(entry, filled, users, seeds, samples)
     return [x[: len(records)] for x in runtime.call(entry, users, arrays)]
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from offload_jax.deploy.bundle import ENTRIES, Bundle
 from offload_jax.deploy.physics import effect
-from offload_jax.deploy.ports import OUTPUTS
+from offload_jax.deploy.ports import unpadded
 from offload_jax.deploy.runtimes import Runtime, run
 from offload_jax.files.records import InstanceRecord, parse_instances
 
@@ -72,10 +72,4 @@ def _run(
     most = max(len(record.alpha) for record in records)
     users = next(size for size in bundle.sizes if most <= size)
     outputs = run(runtime, entry, records, seeds, users, bundle.about["sizes"]["samples"])
-    return [
-        {
-            port.name: (x[i, : len(record.alpha)] if port.axes == "N" else x[i])
-            for port, x in zip(OUTPUTS, outputs, strict=True)
-        }
-        for i, record in enumerate(records)
-    ]
+    return [unpadded(outputs, i, len(record.alpha)) for i, record in enumerate(records)]

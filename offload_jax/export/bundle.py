@@ -180,25 +180,21 @@ def _vectors(
 ) -> list[dict[str, Any]]:
     """What every entry answers to the instances, computed here without exporting anything."""
     users = wanted.sizes[-1]
-    arrays = [jnp.asarray(x) for x in ports.packed(records, users)]
     seeds = list(range(len(records)))
     answers = {}
     for entry, program in programs(policy).items():
-        more = [jnp.asarray(ports.draws(seeds, users, wanted.samples))] if entry == "best" else []
-        outputs = jax.device_get(jax.jit(program)(*arrays, *more))
-        answers[entry] = dict(zip([port.name for port in ports.OUTPUTS], outputs, strict=True))
+        arrays = ports.arrays_of(entry, records, users, seeds, wanted.samples)
+        answers[entry] = jax.device_get(jax.jit(program)(*map(jnp.asarray, arrays)))
     return [
         {
             "instance": instance_to_json(record),
             "seed": seeds[i],
             "answers": {
                 entry: {
-                    port.name: found[port.name][i][: len(record.alpha)].tolist()
-                    if port.axes == "N"
-                    else found[port.name][i].tolist()
-                    for port in ports.OUTPUTS
+                    name: x.tolist()
+                    for name, x in ports.unpadded(outputs, i, len(record.alpha)).items()
                 }
-                for entry, found in answers.items()
+                for entry, outputs in answers.items()
             },
         }
         for i, record in enumerate(records)

@@ -76,10 +76,9 @@ def lowered(
     entry: str, program: Callable[..., Any], sizes: Mapping[str, Any], platforms: Sequence[str]
 ) -> export.Exported:
     """A program for arrays of these sizes, which may be symbols; `batch` is one of them."""
-    inputs = [*ports.INPUTS, *([ports.DRAWS] if entry == "best" else [])]
     arrays = [
         jax.ShapeDtypeStruct(port.shape(sizes["batch"], dict(sizes)), jnp.dtype(port.dtype))
-        for port in inputs
+        for port in ports.inputs_of(entry)
     ]
     return export.export(jax.jit(program), platforms=platforms)(*arrays)
 

@@ -17,6 +17,8 @@ from jax.flatten_util import ravel_pytree
 from jax.sharding import AxisType, Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
+from offload_jax.files.checks import ConfigError
+
 AXIS = "instances"  # of the mesh
 
 
@@ -97,17 +99,17 @@ ONE_DEVICE = Devices()
 def find_devices(limit: int | None = None) -> Devices:
     """The first `limit` devices, an equal number of each process; None takes all there are.
 
-    Raises ValueError where there are fewer, or processes would get unequal numbers.
+    Raises ConfigError where there are fewer, or processes would get unequal numbers.
     """
     available, processes = jax.devices(), jax.process_count()
     count = len(available) if limit is None else limit
     if not 1 <= count <= len(available):
-        raise ValueError(
+        raise ConfigError(
             f"run.devices is {limit}; must be in 1..{len(available)}, the {available[0].platform} "
             "devices found"
         )
     if count % processes:
-        raise ValueError(
+        raise ConfigError(
             f"run.devices is {count}; must be divisible by the number of processes ({processes})"
         )
     if count == 1:
@@ -115,7 +117,7 @@ def find_devices(limit: int | None = None) -> Devices:
     share = count // processes
     chosen = [d for p in range(processes) for d in _of_process(available, p)[:share]]
     if len(chosen) < count:
-        raise ValueError(
+        raise ConfigError(
             f"run.devices is {limit}; must be at most the fewest devices of a process "
             f"times the number of processes ({processes})"
         )

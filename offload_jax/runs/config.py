@@ -170,10 +170,7 @@ class TrainConfig:
 
     def find_devices(self) -> Devices:
         """What to train on. Raises ConfigError where the instances cannot be spread over it."""
-        try:
-            devices = find_devices(self.run.devices)
-        except ValueError as error:
-            raise ConfigError(str(error)) from None
+        devices = find_devices(self.run.devices)
         parts = self.learner.minibatches * devices.count
         if devices.count > 1 and self.learner.instances % parts:
             raise ConfigError(

@@ -145,9 +145,6 @@ def _shared(config: TrainConfig) -> dict[str, Any]:
 def member_devices(members: Mapping[str, TrainConfig]) -> Devices:
     """The most devices, of those allowed, that get equal numbers of members."""
     limit = next(iter(members.values())).run.devices
-    try:
-        available = find_devices(limit).count
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
+    available = find_devices(limit).count
     fitting = (n for n in range(1, available + 1) if len(members) % n == 0)
     return find_devices(max(fitting))

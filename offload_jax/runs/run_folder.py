@@ -181,7 +181,7 @@ def resumed(saved: TrainConfig, wanted: TrainConfig) -> TrainConfig:
         tracking=wanted.tracking,
         learner=replace(saved.learner, updates=wanted.learner.updates),
     )
-    before, after = _flat(to_settings(same)), _flat(to_settings(wanted))
+    before, after = flat(to_settings(same)), flat(to_settings(wanted))
     for name in before | after:
         if before.get(name) != after.get(name):
             raise ConfigError(
@@ -192,13 +192,13 @@ def resumed(saved: TrainConfig, wanted: TrainConfig) -> TrainConfig:
     return wanted
 
 
-def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Settings by their dotted names."""
-    flat: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for key, value in settings.items():
         inner = isinstance(value, dict)
-        flat |= _flat(value, f"{prefix}{key}.") if inner else {prefix + key: value}
-    return flat
+        found |= flat(value, f"{prefix}{key}.") if inner else {prefix + key: value}
+    return found
 
 
 def provenance() -> dict[str, Any]:

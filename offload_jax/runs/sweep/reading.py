@@ -16,6 +16,7 @@ from offload_jax.learning.updates import METRICS as METRICS_OF_UPDATE
 from offload_jax.runs.config import preset_folder
 from offload_jax.runs.config_file import UniqueKeyLoader
 from offload_jax.runs.moved import moved_name
+from offload_jax.runs.run_folder import flat
 from offload_jax.runs.sweep.space import Space, combinations, read_space
 from offload_jax.runs.sweep.spec import CONFIG, Goal, Hyperband, SweepConfig
 
@@ -202,22 +203,16 @@ def _check_settings(sweep: SweepConfig) -> None:
 
 
 def _check_parameter(source: str, name: str, space: Space, settings: dict[str, Any]) -> None:
-    flat = {
-        f"{part}.{key}": value
-        for part, inner in settings.items()
-        if isinstance(inner, dict)
-        for key, value in inner.items()
-    }
-    flat |= {key: value for key, value in settings.items() if not isinstance(value, dict)}
-    flat.pop("scenario.kind")  # of the configuration, whose other settings hang on it
-    if name not in flat:
-        same_end = [known for known in flat if known.endswith(f".{str(name).rpartition('.')[2]}")]
-        near = f" (did you mean {same_end[0]}?)" if same_end else nearest(str(name), list(flat))
+    known = flat(settings)
+    known.pop("scenario.kind")  # of the configuration, whose other settings hang on it
+    if name not in known:
+        same_end = [one for one in known if one.endswith(f".{str(name).rpartition('.')[2]}")]
+        near = f" (did you mean {same_end[0]}?)" if same_end else nearest(str(name), list(known))
         raise ConfigError(
             f"{source}: parameters.{name} is unknown; must be {CONFIG} or a setting, as in the "
             f"output of offload-jax info --config paper{near}"
         )
-    if type(flat[name]) is int:
+    if type(known[name]) is int:
         wrong = [value for value in space.ends() if type(value) is not int]
         if wrong or space.kind == "float":
             raise ConfigError(
