@@ -42,9 +42,8 @@ class EnvConfig(EpisodeConfig):
         solver: Solver | str = NATIVE  # a name becomes the solver
 
     def __post_init__(self) -> None:
-        """Raises ValueError for the name of no solver."""
-        if isinstance(self.solver, str):
-            object.__setattr__(self, "solver", solver_named(self.solver, "env.solver"))
+        """Raises ValueError for what is no solver, nor the name of one."""
+        object.__setattr__(self, "solver", solver_named(self.solver, "env.solver"))
 
     def validate(self) -> None:
         """Raises ValueError naming the field and the allowed values."""

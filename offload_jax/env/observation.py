@@ -54,7 +54,7 @@ class Observation:
     overall: Float[Array, "state_features *batch"]
     mask: Bool[Array, "actions *batch"]  # legal actions
     chosen: Int[Array, "rows *batch"] | None  # of single pairs: user * M + batch, both from 0
-    adaptive: bool = struct.field(pytree_node=False)  # layout of the actions: env.num_actions
+    adaptive: bool = struct.field(pytree_node=False)  # layout of the actions: env.state.num_actions
 
 
 def observe(

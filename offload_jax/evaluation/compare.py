@@ -28,7 +28,7 @@ from offload_jax.policy.decoding import timed_best_of
 from offload_jax.policy.policy import Policy
 from offload_jax.problem import equations
 from offload_jax.problem.instance import Instance, pad_users
-from offload_jax.problem.scenario import Scenario
+from offload_jax.problem.scenario import Scenario, sample_many
 from offload_jax.problem.types import Assignment, Key
 from offload_jax.splits import NATIVE, Solver
 
@@ -48,7 +48,7 @@ def sample_cells(scenario: Scenario, per_cell: int, key: Key) -> dict[str, Insta
 # Every cell compiles a sampler of its own, to run it once: optimising it would take 4x as long.
 @partial(jax.jit, static_argnums=(0, 1), compiler_options={"xla_backend_optimization_level": 0})
 def _sample_padded(cell: Scenario, num_users: int, keys: Array) -> Instance:
-    return pad_users(jax.vmap(cell.sample, out_axes=-1)(keys), num_users)
+    return pad_users(sample_many(cell, keys), num_users)
 
 
 def deciders(
@@ -71,34 +71,23 @@ def deciders(
     chosen: dict[str, Decide] = {}
     for name in QUICK if methods is None else methods:
         method_named(name)
-        chosen[shown_name(name)] = partial(
+        shown = shown_name(name)
+        if shown in chosen and shown != name:
+            raise ValueError(f"methods has two named {shown}; must have another name for each")
+        chosen[shown] = partial(
             apply_method, name, solver=solver, budget_s=budget_s, key=key, show=show
         )
     if policy is None:
         return chosen
     for count in samples:
         name = "policy, greedy" if count == 1 else f"policy, best of {count}"
-        chosen[name] = partial(_sampled, policy, count, key)
+        chosen[name] = partial(timed_best_of, policy, samples=count, key=key)
     for refinement in refinements:
         count = max(samples)
-        name = f"policy, best of {count} + {refinement}"
-        chosen[name] = partial(_refined, policy, count, refinement, key, budget_s)
+        chosen[f"policy, best of {count} + {refinement}"] = partial(
+            refine, policy, samples=count, refinement=refinement, key=key, budget_s=budget_s
+        )
     return chosen
-
-
-def _sampled(policy: Policy, count: int, key: Key, instances: Instance) -> Decision:
-    return timed_best_of(policy, instances, count, key)
-
-
-def _refined(
-    policy: Policy,
-    count: int,
-    refinement: Refinement,
-    key: Key,
-    budget_s: float | None,
-    instances: Instance,
-) -> Decision:
-    return refine(policy, instances, count, refinement, key, budget_s)
 
 
 @dataclass(frozen=True)

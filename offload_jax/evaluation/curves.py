@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from offload_jax.plans.candidates import gains_of
 from offload_jax.plans.plan import Decision, forget_programs
 from offload_jax.problem import equations
 from offload_jax.problem.instance import Instance, taken
-from offload_jax.problem.scenario import Scenario
+from offload_jax.problem.scenario import Scenario, sample_many
 from offload_jax.problem.types import Key
 from offload_jax.splits import NATIVE, Solver
 
@@ -80,7 +81,7 @@ def scaling(
     found = []
     for size in sizes:
         keys = jax.random.split(jax.random.fold_in(key, size), _SIDE_BY_SIDE)
-        instances = jax.jit(jax.vmap(scenario.of_size(size).sample, out_axes=-1))(keys)
+        instances = jax.jit(partial(sample_many, scenario.of_size(size)))(keys)
         few = taken(instances, slice(_ONE_BY_ONE))
         for name, decide in deciders.items():
             one = baseline(name)

@@ -11,7 +11,7 @@ from offload_jax.methods import METHODS, assigner
 from offload_jax.plans.outcome import evaluate, objective_denied
 from offload_jax.problem import equations
 from offload_jax.problem.instance import Instance
-from offload_jax.problem.scenario import Scenario, sample
+from offload_jax.problem.scenario import Scenario, sample_many
 from offload_jax.problem.types import Assignment, Key
 from offload_jax.splits import NATIVE, Solver
 
@@ -44,7 +44,7 @@ def heldout_set(
     scenario: Scenario, count: int, key: Key, solver: Solver = NATIVE
 ) -> tuple[Instance, jax.Array]:
     """Fixed instances to watch training by, and their reference gains (U - U_deny, s)."""
-    draw = jax.jit(jax.vmap(partial(sample, scenario), out_axes=-1))
+    draw = jax.jit(partial(sample_many, scenario))
     instances = draw(jax.random.split(key, count))
     solver = baseline_solver(solver)
     assignment = assigner(reference_method(scenario, solver))(instances, solver=solver)

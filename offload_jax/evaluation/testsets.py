@@ -17,6 +17,7 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -30,7 +31,7 @@ from offload_jax.plans.candidates import feasible_gain
 from offload_jax.plans.outcome import objective_denied
 from offload_jax.plans.plan import PROVEN, sound
 from offload_jax.problem.instance import Instance
-from offload_jax.problem.scenario import Scenario, from_settings
+from offload_jax.problem.scenario import Scenario, from_settings, sample_many
 from offload_jax.splits import NATIVE
 
 FORMAT, VERSION = "offload-jax/testset", 1
@@ -109,7 +110,7 @@ def create(scenario: Scenario, name: str, count: int, seed: int = 2411_15781) ->
     """A new set of instances drawn in float64; the best plan known denies everybody."""
     with jax.enable_x64(True):
         keys = jax.random.split(jax.random.key(seed % 2**32), count)
-        drawn = jax.device_get(jax.jit(jax.vmap(scenario.sample, out_axes=-1))(keys))
+        drawn = jax.device_get(jax.jit(partial(sample_many, scenario))(keys))
     mask = np.asarray(drawn.mask)
     denied = _denied(drawn)
     nobody = [(0,) * int(n) for n in mask.sum(axis=0)]

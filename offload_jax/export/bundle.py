@@ -7,6 +7,7 @@ import platform
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ from offload_jax.files.records import (
 )
 from offload_jax.policy.policy import Policy
 from offload_jax.problem.instance import Instance, taken, to_record
+from offload_jax.problem.scenario import sample_many
 from offload_jax.runs.config import TrainConfig
 from offload_jax.splits import NATIVE
 
@@ -153,7 +155,7 @@ def trained_ranges(config: TrainConfig) -> dict[str, list[float | None]]:
 def _sampled(config: TrainConfig, seed: int, count: int) -> Instance:
     """Instances of the scenario, the batch last, in NumPy."""
     keys = jax.random.split(jax.random.key(seed), count)
-    return jax.device_get(jax.jit(jax.vmap(config.scenario.sample, out_axes=-1))(keys))
+    return jax.device_get(jax.jit(partial(sample_many, config.scenario))(keys))
 
 
 def _widened(low: float, high: float) -> list[float | None]:

@@ -10,7 +10,7 @@ from offload_jax.learning import updates
 from offload_jax.learning.algorithm import Learner
 from offload_jax.problem.contracts import Returned
 from offload_jax.problem.instance import taken, to_record
-from offload_jax.problem.scenario import SCENARIOS, Scenario, sample
+from offload_jax.problem.scenario import SCENARIOS, Scenario, sample, sample_many
 
 LOOKED_AT = 16  # instances whose numbers are looked at
 
@@ -33,6 +33,6 @@ def check_fit(learner: Learner) -> None:
 def check_domain(scenario: Scenario) -> None:
     """Raises SchemaError (a ValueError) for numbers that no instance may have."""
     keys = jax.random.split(jax.random.key(0), LOOKED_AT)
-    instances = jax.device_get(jax.jit(jax.vmap(scenario.sample, out_axes=-1))(keys))
+    instances = jax.device_get(jax.jit(partial(sample_many, scenario))(keys))
     for i in range(LOOKED_AT):
         to_record(taken(instances, i), f"scenario.sample[{i}]")

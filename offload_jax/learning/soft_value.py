@@ -20,6 +20,7 @@ from offload_jax.problem import equations
 from offload_jax.problem.instance import Instance
 from offload_jax.problem.types import Scalar
 from offload_jax.splits import NATIVE, Solver, SplitProblem, solve_by
+from offload_jax.splits.problem import server_use
 
 
 @struct.dataclass
@@ -54,14 +55,17 @@ def soft_evaluate(
     if probabilities.shape != wanted:
         raise ValueError(f"probabilities has shape {probabilities.shape}; must be {wanted}")
     granted = jnp.where(instance.mask[:, None], probabilities[:, 1:], 0)
-    problem = soft_problem(instance, granted)
+    # A row per user and batch, weighted by the probability of that grant.
+    problem = pair_problem(instance, _saving(instance, granted), granted)
     solution = solve_by(solver, problem)
     shape = granted.shape
-    split = _at_bounds(problem, stop_gradient(solution.split)).reshape(shape)
+    rows = _at_bounds(problem, stop_gradient(solution.split))
+    split = rows.reshape(shape)
     price = stop_gradient(jnp.where(jnp.isfinite(instance.budget), solution.price, 0))
     gain = _soft_gain(instance, granted, split)
     # Worth nothing, as prices of slack budgets are 0, but for its derivative.
-    slack = _slack(instance, granted, split)
+    budget = jnp.where(jnp.isfinite(instance.budget), instance.budget, 0)
+    slack = budget - server_use(problem, rows)
     lagrangian = gain + jnp.sum(price * (slack - stop_gradient(slack)), axis=0)
     load = jnp.sum(granted * instance.demand[:, None], axis=0)
     return SoftOutcome(
@@ -74,11 +78,6 @@ def soft_evaluate(
         status=solution.status,
         residual=solution.residual,
     )
-
-
-def soft_problem(instance: Instance, granted: Float[Array, "users batches *batch"]) -> SplitProblem:
-    """The split problem of grant probabilities: a row per user and batch, weighted by them."""
-    return pair_problem(instance, _saving(instance, granted), granted)
 
 
 def _others(granted: Float[Array, "users ..."]) -> Float[Array, "users ..."]:
@@ -110,23 +109,6 @@ def _soft_gain(
     saving = _saving(instance, granted)
     gains = equations.user_gain(equations.pair_curve(instance), split, saving, air[:, None])
     return jnp.sum(granted * jnp.where(instance.mask[:, None], gains, 0), axis=(0, 1))
-
-
-def _slack(
-    instance: Instance,
-    granted: Float[Array, "users batches *batch"],
-    split: Float[Array, "users batches *batch"],
-) -> Float[Array, "servers *batch"]:
-    """What is left of each budget in expectation, GPU-seconds; minus the use without a budget."""
-    rate = instance.demand[:, None] * equations.own_slope(instance)
-    use = jnp.sum(granted * rate * (instance.steps - split), axis=0)
-    spent = jnp.stack(
-        [
-            jnp.sum(jnp.where(instance.server == g, use, 0), axis=0)
-            for g in range(instance.num_servers)
-        ]
-    )
-    return jnp.where(jnp.isfinite(instance.budget), instance.budget, 0) - spent
 
 
 def _at_bounds(problem: SplitProblem, split: Array) -> Float[Array, "rows *batch"]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import jax
@@ -15,7 +14,7 @@ from offload_jax.policy.policy import Policy
 from offload_jax.policy.rollout import Chooser, begin, record
 from offload_jax.policy.sampling import inverse_cdf
 from offload_jax.problem.instance import Instance
-from offload_jax.problem.scenario import Scenario, sample
+from offload_jax.problem.scenario import Scenario, sample_many
 from offload_jax.problem.types import Key
 
 
@@ -23,8 +22,7 @@ def sample_instances(
     scenario: Scenario, key: Key, count: int, devices: Devices = ONE_DEVICE
 ) -> Instance:
     """This device's share of `count` fresh instances, the batch last."""
-    one = partial(sample, scenario)
-    return jax.vmap(one, out_axes=-1)(devices.mine(jax.random.split(key, count)))
+    return sample_many(scenario, devices.mine(jax.random.split(key, count)))
 
 
 def drawn(learner: Learner, temperature: Any = 1.0) -> Chooser:

@@ -51,11 +51,6 @@ Show = Callable[[int, int], None]  # called with the work done and the work ther
 SCIP_SECONDS = 60.0  # of one instance, where no time is given
 
 
-def _no_refusal(instance: Instance, solver: Solver = NATIVE) -> str | None:
-    del instance, solver
-    return None
-
-
 @dataclass(frozen=True)
 class Method:
     """One way to assign users: one of `assign`, `search` and `prove` is there."""
@@ -67,7 +62,7 @@ class Method:
     # (one instance, solver, budget in s, show) -> (assignment, upper bound of U - U_deny)
     prove: Callable[[Instance, Solver, float | None, Show], tuple[np.ndarray, float]] | None = None
     optimal: bool = False  # its plans are optimal wherever it does not refuse
-    refuse: Callable[[Instance, Solver], str | None] = _no_refusal  # why it does not apply
+    refuse: Callable[[Instance, Solver], str | None] = lambda *_: None  # why it does not apply
 
 
 def _enumerate(
@@ -124,9 +119,10 @@ _shown: dict[str, str] = {}  # own methods by what tables call them
 
 def shown_name(name: str) -> str:
     """What tables and pictures call a method: one of the user's own without its folders."""
-    shown = Path(name).name if is_own(name) else name
-    if shown != name:
-        _shown[shown] = name
+    if not is_own(name):
+        return name
+    shown = Path(name).name
+    _shown[shown] = name
     return shown
 
 

@@ -22,7 +22,6 @@ of its own; the bound is the worst of them.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
@@ -66,25 +65,20 @@ def upper_bound(
     assignment: Assignment,
     budget_s: float | None = None,
     config: BoundConfig | None = None,
-    show: Callable[[int, int], None] = lambda done, total: None,
 ) -> Float[np.ndarray, "instances"]:
     """Upper bounds (s) of U - U_deny over all plans of concrete instances (one batch axis).
 
     `assignment` holds good plans: they steer the search for prices, and no bound is below their
     gain. With `budget_s` (s, for all of them) the search ends early; what it has by then is a
-    bound, too. Calls `show(instances done, of)`.
+    bound, too.
     """
     config = config or BoundConfig()
-    count = instances.mask.shape[-1]
-    bounds = np.zeros(count)
+    bounds = np.zeros(instances.mask.shape[-1])
     parts = list(_parts(instances, config))
-    done = 0
     for layout, chosen in parts:
         few = taken(instances, chosen)
         share = None if budget_s is None else budget_s / len(parts)
         bounds[chosen] = _search(few, assignment[..., chosen], layout, config, share)
-        done += len(set(chosen.tolist()))
-        show(done, count)
     return bounds
 
 

@@ -11,7 +11,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from offload_jax.policy.policy import Policy
-from offload_jax.policy.sampling import is_key
+from offload_jax.policy.sampling import is_key, log_prob
 from offload_jax.problem.contracts import Returned
 from offload_jax.problem.instance import Instance
 
@@ -117,7 +117,7 @@ def record(
         transition = Transition(
             observation=observation,
             action=action,
-            log_prob=_log_prob(logits, action),
+            log_prob=log_prob(logits, action),
             value=value,
             reward=reward.reshape(action.shape),
             real=jnp.sum(observation.mask, axis=-1) > 1,
@@ -163,10 +163,3 @@ def _per_step(policy: Policy, episodes: Episodes, chance: Any, steps: int | None
         return jax.random.split(chance, steps)
     # An array where nothing is needed, too: an exported scan has its length from that.
     return jnp.arange(steps) if chance is None else chance
-
-
-def _log_prob(
-    logits: Float[Array, "*batch actions"], action: Int[Array, "*batch"]
-) -> Float[Array, "*batch"]:
-    taken = jax.nn.one_hot(action, logits.shape[-1], dtype=bool)
-    return jnp.sum(jnp.where(taken, jax.nn.log_softmax(logits), 0), axis=-1)

@@ -39,6 +39,14 @@ def inverse_cdf(
     return jnp.max(jnp.where(reached, jnp.arange(logits.shape[-1]), 0), axis=-1)
 
 
+def log_prob(
+    logits: Float[Array, "*batch actions"], action: Int[Array, "*batch"]
+) -> Float[Array, "*batch"]:
+    """Log-probability (nats) of actions."""
+    taken = jax.nn.one_hot(action, logits.shape[-1], dtype=bool)
+    return jnp.sum(jnp.where(taken, jax.nn.log_softmax(logits), 0), axis=-1)
+
+
 def greedy_action(logits: Float[Array, "*batch actions"], chance: Any) -> Int[Array, "*batch"]:
     """The most likely action."""
     del chance

@@ -1,4 +1,4 @@
-"""The words of the project: axes, array aliases, callable contracts and status texts.
+"""The words of the project: axes, array aliases and status texts.
 
 Axes, always in this order when several appear in one array:
 

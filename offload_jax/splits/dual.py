@@ -30,6 +30,7 @@ MAX_STEPS = 64
 FIRST_GUESS = 0.3
 
 
+@custom_vmap
 def solve_dual(
     problem: SplitProblem,
 ) -> tuple[Float[Array, "rows *batch"], Float[Array, "servers *batch"]]:
@@ -37,15 +38,10 @@ def solve_dual(
 
     Neither a certificate nor a derivative rule: see `problem.with_status` and `implicit`.
     """
-    return _solve(problem)
-
-
-@custom_vmap
-def _solve(problem: SplitProblem) -> tuple[Array, Array]:
     return _solve_batch_last(problem)
 
 
-@_solve.def_vmap
+@solve_dual.def_vmap
 def _solve_vmap(
     axis_size: int, in_batched: Sequence[SplitProblem], problem: SplitProblem
 ) -> tuple[tuple[Array, Array], tuple[bool, bool]]:
@@ -57,7 +53,7 @@ def _solve_vmap(
             else jnp.broadcast_to(x[..., None], (*x.shape, axis_size))
         )
 
-    solution = _solve(jax.tree.map(batch_last, problem, in_batched[0]))
+    solution = solve_dual(jax.tree.map(batch_last, problem, in_batched[0]))
     return jax.tree.map(lambda x: jnp.moveaxis(x, -1, 0), solution), (True, True)
 
 

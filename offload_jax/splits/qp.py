@@ -27,7 +27,7 @@ class Affine(NamedTuple):
 
 
 class SplitProgram(NamedTuple):
-    """The layer of a program; its parameters are those of `sqp.Program`, then the rules'.
+    """The layer of a program; its parameters are those of `sqp.LocalProgram`, then the rules'.
 
     The answer's values are the moves, the servers' multipliers, and the terms' worth over `scale`.
     """

@@ -25,7 +25,7 @@ from offload_jax.splits.sqp import solve_conic
 class Solver(Protocol):
     """Finds optimal split points, and keeps the user's own rules.
 
-    Where it cannot keep them, it cannot be made: ValueError.
+    Where it cannot keep them, it cannot be made, or `validate` says so: ValueError.
     """
 
     @property
@@ -48,7 +48,7 @@ class Solver(Protocol):
 
 @dataclass(frozen=True)
 class Native:
-    """Our own: bisection on the prices and the implicit function theorem. The fastest."""
+    """Our own, the fastest: Newton steps on the prices, and the implicit function theorem."""
 
     name: str = "native"
     rules: Rules = NO_RULES
@@ -130,7 +130,14 @@ def solver_named(solver: str | Solver, where: str = "solver") -> Solver:
     The name may be the user's own, as `file.py:Name`, which the caller has chosen. Raises
     ConfigError (a ValueError) for others.
     """
-    return make_solver(solver, NO_RULES, where) if isinstance(solver, str) else solver
+    if isinstance(solver, str):
+        return make_solver(solver, NO_RULES, where)
+    if not isinstance(solver, Solver):
+        raise ConfigError(
+            f"{where} is a {type(solver).__name__}; must be a name or a Solver, such as "
+            "SplitsConfig(...).to_solver()"
+        )
+    return solver
 
 
 def solve_by(solver: Solver, problem: SplitProblem, facts: Facts | None = None) -> Solution:

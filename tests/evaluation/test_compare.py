@@ -86,6 +86,17 @@ def test_methods_that_do_not_apply_are_left_out_and_said() -> None:
         deciders(None, (), jax.random.key(0), ["magic"])
 
 
+def test_methods_of_one_name_are_refused(tmp_path) -> None:
+    text = "from offload_jax.methods import METHODS\nX = METHODS['deny']\n"
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "m.py").write_text(text)
+    names = [f"{tmp_path / folder / 'm.py'}:X" for folder in ("a", "b")]
+    assert list(deciders(None, (), jax.random.key(0), names[:1])) == ["m.py:X"]
+    with pytest.raises(ValueError, match=r"methods has two named m\.py:X; must have another name"):
+        deciders(None, (), jax.random.key(0), names)
+
+
 def test_known_optima_are_the_reference() -> None:
     instances = world("edge", 4)
     methods = deciders(None, (), jax.random.key(0), ["deny", "grant"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -23,7 +25,7 @@ from problems import (
 from scipy.optimize import minimize
 
 from offload_jax.problem.types import STATUS_TEXT, Status
-from offload_jax.splits import Solution, solve_splits
+from offload_jax.splits import Solution, SplitsConfig, solve_splits, solver_named
 from offload_jax.splits.problem import SplitProblem, with_status
 
 HERDS = [pytest.param("small", marks=pytest.mark.fast), "long"]  # 2,100 problems in all
@@ -250,6 +252,9 @@ def test_every_status_has_a_text() -> None:
     assert all(len(text) > 5 for text in STATUS_TEXT.values())
     with pytest.raises(ValueError, match="solver is 'cplex'; must be one of native"):
         solve_splits(one(as_problem(zoo(0, 2, 3, 1)), 0), "cplex")
+    unchecked = inspect.unwrap(solver_named)  # a user has no type checks
+    with pytest.raises(ValueError, match=r"solver is a SplitsConfig; must be a name or a Solver"):
+        unchecked(SplitsConfig())
 
 
 def test_vmap_jit_scan_and_batch_last_agree(x64) -> None:

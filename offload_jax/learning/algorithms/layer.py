@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from offload_jax.env.config import EnvConfig
 from offload_jax.env.observation import Observation
 from offload_jax.files.checks import Checks
 from offload_jax.learning.algorithm import Collected, Learner, Parts, Replay
@@ -39,6 +40,11 @@ class Layer(PPO):
         check = Checks(self, "algorithm")
         check.positive("weight")
         check.not_negative("surrogate")
+        if not isinstance(learner.env, EnvConfig):
+            raise ValueError(
+                f"algorithm is layer; must be another one with the environment "
+                f"{type(learner.env).__name__}: the layer's objective is that of snapshots"
+            )
         if learner.env.solver.rules:
             raise ValueError(
                 "algorithm is layer; must be another one with splits.constraints or splits.terms, "

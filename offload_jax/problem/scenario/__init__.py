@@ -9,7 +9,10 @@ budgets; `MixtureScenario` draws from several of those. Sampling is pure, unbatc
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, ClassVar, Protocol, runtime_checkable
+
+import jax
 
 from offload_jax.problem.contracts import Returned
 from offload_jax.problem.instance import Instance
@@ -94,3 +97,9 @@ def sample(scenario: Scenario, key: Key) -> Instance:
     sizes = {"users": scenario.max_users}
     Returned("Scenario.sample", scenario, sizes).record(instance, Instance)
     return instance
+
+
+def sample_many(scenario: Scenario, keys: Key) -> Instance:
+    """An instance for each key, the batch last."""
+    found: Instance = jax.vmap(partial(sample, scenario), out_axes=-1)(keys)
+    return found
