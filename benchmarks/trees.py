@@ -67,10 +67,14 @@ def copy(root: Path, folder: Path) -> None:
 
 
 def digest(folder: Path, *below: str) -> str:
-    """Of the names and contents of all files in these folders of a copy (default: in all)."""
+    """Of the names and contents of all files in these folders of a copy (default: in all).
+
+    But for what Python compiles them to, which comes with the first run.
+    """
     found = hashlib.sha256()
     tops = [folder / name for name in below] or [folder]
-    for path in sorted(path for top in tops for path in top.rglob("*") if path.is_file()):
+    files = (path for top in tops for path in top.rglob("*") if path.is_file())
+    for path in sorted(path for path in files if path.suffix != ".pyc"):
         content = hashlib.sha256(path.read_bytes()).hexdigest()
         found.update(f"{path.relative_to(folder).as_posix()} {content}\n".encode())
     return found.hexdigest()
