@@ -185,7 +185,9 @@ def test_a_sweep_passes_them_on(folder, monkeypatch, capsys) -> None:
 def test_a_cap_of_grants(folder) -> None:
     """The environment's page: random legal actions grant no more."""
     kind = {"kind": str(folder / "own_environment.py:Capped"), "grants": 2, "order": "adaptive"}
-    env, instances = from_settings({"env": kind}, "test", None).to_env(), world("edge")
+    config = from_settings({"env": kind}, "test", None)
+    assert config.deciding == "adaptive order"
+    env, instances = config.to_env(), world("edge")
     played, seen = _played(env, instances, jax.random.key(1))
     granted = np.sum(np.asarray(played.assignment) > 0, axis=0)
     assert granted.max() == 2

@@ -96,8 +96,7 @@ def from_settings(
     config = TrainConfig(**found)
     try:
         # Again, as the records have it: what YAML calls binary or a set has become words by now.
-        naming = {name: vars(found[name]) for name in ("splits", "tracking") if name in found}
-        check_allowed(own_code(naming), plugins)
+        check_allowed(own_code({k: vars(x) for k, x in found.items() if is_dataclass(x)}), plugins)
         config.validate()
     except ConfigError as error:
         raise ConfigError(f"{source}: {error}") from None

@@ -31,6 +31,10 @@ class Member:
         self.recorder, self.name, self._on_divergence = recorder, name, on_divergence
         self.diverged = False
 
+    def save_due(self) -> bool:
+        """Never of one that diverged: it is saved no more, so the time since then only grows."""
+        return not self.diverged and self.recorder.save_due()
+
     def diverge(self, step: int, error: RunError) -> None:
         if self._on_divergence is None:
             raise error
@@ -63,7 +67,7 @@ def loop(
             gaps = task.evaluate(state) if gap_due(config, step) else [None] * len(members)
             parts = zip(members, task.split(state), gaps, strict=True)
             tell({m.name: m.recorder.row(part, gap) for m, part, gap in parts if not m.diverged})
-        if any(member.recorder.save_due() for member in members if not member.diverged):
+        if any(member.save_due() for member in members):
             _save(task, members, state)
     for member in members:
         member.recorder.report.finish()

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 from itertools import combinations
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from compiled import evaluate, init, observe, reset
-from episodes import WORLDS, world
+from episodes import WORLDS, unchecked, world
 
 from offload_jax.env.environment import Snapshot
 from offload_jax.files.checks import ConfigError
@@ -144,19 +145,18 @@ def test_in_training_it_is_of_the_empty_plan() -> None:
     assert float(found) == pytest.approx(float(wanted), rel=1e-4)
 
 
-PARTS = ((PPO(), 0.01), (Layer(weight=1.0), 0.01), (Layer(weight=1.0, surrogate=0.0), 0.0))
-
-
-@pytest.mark.parametrize(
-    ("env", "parts"), [(ENVS["arrival"], PARTS), (ENVS["adaptive"], PARTS[1:])], ids=["", "pairs"]
-)
-def test_it_is_part_of_an_update(env, parts) -> None:
+@pytest.mark.parametrize("env", ENVS.values(), ids=ENVS)
+def test_it_is_part_of_an_update(env) -> None:
     """Inside the jitted program: parameters end elsewhere with it, and all numbers are finite."""
     network, start, ends = Transformer(width=16, layers=1, heads=2), None, []
-    for algorithm, entropy in parts:
+    for algorithm, entropy in (
+        (PPO(), 0.01),
+        (Layer(weight=1.0), 0.01),
+        (Layer(weight=1.0, surrogate=0.0), 0.0),
+    ):
         config = LearnerConfig(instances=4, samples=3, updates=1, entropy=entropy)
         learner = Learner(WORLDS["edge"], env, network, algorithm, config)
-        start = start or init(learner, jax.random.key(0))
+        start = start or init(learner, jax.random.key(0))  # the same for all
         state, metrics = jax.jit(partial(updates.update, learner))(start)
         assert bool(metrics["sound"])
         assert (metrics.get("layer", 0) != 0) == isinstance(algorithm, Layer)
@@ -164,6 +164,15 @@ def test_it_is_part_of_an_update(env, parts) -> None:
     assert float(metrics["layer"]) == pytest.approx(float(metrics["loss"]))  # alone, at weight 1
     for one, other in combinations(ends, 2):
         assert np.abs(one - other).max() > 1e-5
+
+
+@pytest.mark.fast
+def test_an_environment_of_ones_own_is_refused() -> None:
+    algorithm, settings = Layer(), LearnerConfig(instances=4, samples=3)
+    learner = Learner(WORLDS["edge"], ENVS["arrival"], Transformer(), algorithm, settings)
+    algorithm.validate(learner)
+    with pytest.raises(ValueError, match="with the environment SimpleNamespace"):
+        algorithm.validate(unchecked(learner, env=SimpleNamespace()))
 
 
 @pytest.mark.fast

@@ -7,6 +7,7 @@ import pytest
 from offload_jax.files.checks import ConfigError
 from offload_jax.runs.config import presets
 from offload_jax.runs.config_file import load_config, parse_config, to_yaml
+from offload_jax.runs.run_folder import read_plain
 
 
 @pytest.mark.fast
@@ -90,3 +91,11 @@ def test_a_mixture_comes_back_unchanged() -> None:
     assert config.scenario.parts[0].budget == 2
     assert config.scenario.max_users == 30
     assert parse_config(to_yaml(config)) == config
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("text", ["- a", "tracking: null", "tracking: [a]"])
+def test_a_run_whose_settings_are_broken(text, tmp_path) -> None:
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(ConfigError, match="must be a mapping of settings"):
+        read_plain(tmp_path)

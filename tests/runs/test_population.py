@@ -23,6 +23,7 @@ from offload_jax.learning.devices import Devices
 from offload_jax.runs import population, population_train, run_folder
 from offload_jax.runs.config import TrainConfig
 from offload_jax.runs.config_file import to_yaml
+from offload_jax.runs.loop import Member
 from offload_jax.runs.population import (
     PopulationConfig,
     check_alike,
@@ -195,6 +196,24 @@ def test_members_start_from_another_run(trained) -> None:
     params, wanted = population_train._start(group).params, load_policy(source).params
     for both, one in zip(*map(jax.tree.leaves, (params, wanted)), strict=True):
         np.testing.assert_array_equal(both, np.stack([one, one]))
+
+
+@pytest.mark.fast
+def test_a_member_that_diverged_makes_nobody_save() -> None:
+    member = object.__new__(Member)
+    member.recorder, member.diverged = SimpleNamespace(save_due=lambda: True), False
+    assert member.save_due()
+    member.diverged = True
+    assert not member.save_due()
+
+
+@pytest.mark.fast
+def test_members_that_go_on_take_what_may_change() -> None:
+    saved = {"a": TINY, "b": replace(TINY, seed=1)}
+    tracking = replace(TINY.tracking, project="elsewhere")
+    wanted = replace(TINY, tracking=tracking, learner=replace(TINY.learner, updates=9))
+    for config in population.going_on(saved, TINY, wanted).values():
+        assert (config.tracking, config.learner.updates) == (tracking, 9)
 
 
 @pytest.mark.fast

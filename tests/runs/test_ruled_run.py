@@ -11,7 +11,7 @@ def test_rules_and_solvers_of_a_run(tmp_path, capsys, monkeypatch) -> None:
     """A scenario file with rules: trained on, evaluated and certified through the same options."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "site.yaml").write_text(
-        "scenario: {kind: edge, num_users: [4], batches: 2, servers: 1, models: 1}\n"
+        "scenario: {kind: edge, num_users: [3, 4], batches: 2, servers: 1, models: 1}\n"
         "splits:\n"
         "  solver: cvxpylayers-moreau\n"
         "  constraints: ['granted * latency <= 0.95 * local_latency']\n"
@@ -22,7 +22,7 @@ def test_rules_and_solvers_of_a_run(tmp_path, capsys, monkeypatch) -> None:
         "tracking: {wandb: 'off'}\n"
     )
     assert cli.main(["train", "--config", "site.yaml", "--run", "run"]) == 0
-    words = ["eval", "--run", "run", "--per-cell", "4", "--samples", "1", "--certify"]
+    words = ["eval", "--run", "run", "--per-cell", "3", "--samples", "1", "--certify"]
     assert cli.main([*words, "--certified", "4", "--methods", "deny", "reduced-greedy"]) == 0
     said = capsys.readouterr().out
     assert "certified, policy, greedy: 4 of 4 plans by cvxpylayers-diffcp: splits" in said

@@ -42,7 +42,7 @@ class Layer(PPO):
         check.not_negative("surrogate")
         if not isinstance(learner.env, EnvConfig):
             raise ValueError(
-                f"algorithm is layer; must be another one with the environment "
+                "algorithm is layer; must be another one with the environment "
                 f"{type(learner.env).__name__}: the layer's objective is that of snapshots"
             )
         if learner.env.solver.rules:

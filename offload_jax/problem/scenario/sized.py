@@ -26,7 +26,7 @@ class SizedScenario:
         return max(self.num_users, default=0)
 
     def validate(self) -> None:
-        """Raises ValueError naming the field, what is wrong and what is allowed."""
+        """Refuses nothing; a scenario with settings to check has its own, which does."""
 
     def hard_cells(self) -> list[str]:
         """All of them."""

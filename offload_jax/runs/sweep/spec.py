@@ -104,9 +104,7 @@ class SweepConfig:
         """Own code that the file's trials may name: what they go on with has to be told of it."""
         configs = self.parameters.get(CONFIG, Space("choice", ("paper",))).values
         named = [own_code(to_settings(load_config(str(config)))).values() for config in configs]
-        naming = ("splits.solver", "tracking.also")
-        parameters = self.parameters.items()
-        spaces = [s.values for name, s in parameters if _is_kind(name) or name in naming]
+        spaces = [space.values for space in self.parameters.values()]
         own = [str(name) for names in (*named, *spaces) for name in names if is_own(name)]
         return sources(own)
 

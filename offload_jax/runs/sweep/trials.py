@@ -216,7 +216,7 @@ def _record(frozen: FrozenTrial, sweep: SweepConfig) -> Record:
     return Record(
         number=frozen.number,
         state=_STATES[frozen.state],
-        parameters=known(frozen.params, sweep),
+        parameters=read_parameters(frozen.params, sweep),
         value=sweep.best(values) if value is None and values else value,
         seconds=(ended - begun).total_seconds() if begun and ended else None,
         reason=frozen.user_attrs.get("reason"),
@@ -224,8 +224,11 @@ def _record(frozen: FrozenTrial, sweep: SweepConfig) -> Record:
     )
 
 
-def known(found: Mapping[str, Any], sweep: SweepConfig) -> dict[str, Scalar]:
-    """A trial's, as far as the sweep file knows them: the journal may be a stranger's."""
+def read_parameters(found: Mapping[str, Any], sweep: SweepConfig) -> dict[str, Scalar]:
+    """A trial's parameters, as far as the sweep file has them: the journal may be a stranger's.
+
+    Raises ConfigError for a value that the file does not have.
+    """
     varied = {name: value for name, value in found.items() if name in sweep.varied}
     for name, value in varied.items():
         values = sweep.varied[name].values

@@ -388,15 +388,32 @@ def test_a_better_value_before_the_rung_counts(opened, tmp_path) -> None:
 
 @pytest.mark.fast
 @pytest.mark.fast
+def test_metrics_of_some_algorithms_only(tmp_path) -> None:
+    for name in ("layer", "value_error"):
+        assert sweep_of(tmp_path, metric={"name": name, "goal": "minimize"}).metric == name
+
+
+@pytest.mark.fast
+def test_trials_are_told_of_trackers_of_ones_own(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.py").write_text(
+        "from offload_jax.runs.tracking.tracker import Noop\n"
+        "class T(Noop):\n    def __init__(self, config, start): pass\n"
+    )
+    sweep = sweep_of(tmp_path, parameters={"tracking.also": {"values": ["none", "own.py:T"]}})
+    assert sweep.plugins == ["own.py"]
+
+
+@pytest.mark.fast
 def test_parameters_that_the_sweep_does_not_have_are_left_out(tmp_path) -> None:
     """The journal may be a stranger's, and what it says must name no code."""
     sweep = sweep_of(
         tmp_path, parameters={"seed": {"values": [0, 1]}, "learner.lr": {"value": 0.1}}
     )
     planted = {"seed": 1, "algorithm.kind": "own.py:T", "config": "own.yaml", "learner.lr": 9.0}
-    assert trials.known(planted, sweep) == {"seed": 1, "learner.lr": 0.1}
+    assert trials.read_parameters(planted, sweep) == {"seed": 1, "learner.lr": 0.1}
     with pytest.raises(ConfigError, match=r"seed is 'own\.py:T' in a trial; must be one of"):
-        trials.known({"seed": "own.py:T"}, sweep)
+        trials.read_parameters({"seed": "own.py:T"}, sweep)
 
 
 def test_a_torn_journal_goes_on(opened, tmp_path) -> None:
