@@ -69,10 +69,10 @@ def deciders(
     `show(done, total)`. Raises ValueError for a method that does not exist.
     """
     chosen: dict[str, Decide] = {}
-    for name in QUICK if methods is None else methods:
+    for name in dict.fromkeys(QUICK if methods is None else methods):
         method_named(name)
         shown = shown_name(name)
-        if shown in chosen and shown != name:
+        if shown in chosen:
             raise ValueError(f"methods has two named {shown}; must have another name for each")
         chosen[shown] = partial(
             apply_method, name, solver=solver, budget_s=budget_s, key=key, show=show

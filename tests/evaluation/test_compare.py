@@ -92,7 +92,7 @@ def test_methods_of_one_name_are_refused(tmp_path) -> None:
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "m.py").write_text(text)
     names = [f"{tmp_path / folder / 'm.py'}:X" for folder in ("a", "b")]
-    assert list(deciders(None, (), jax.random.key(0), names[:1])) == ["m.py:X"]
+    assert list(deciders(None, (), jax.random.key(0), names[:1] * 2)) == ["m.py:X"]
     with pytest.raises(ValueError, match=r"methods has two named m\.py:X; must have another name"):
         deciders(None, (), jax.random.key(0), names)
 
